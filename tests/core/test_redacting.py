@@ -1,0 +1,47 @@
+"""No secret and no private path leaves."""
+
+import json
+
+import pytest
+
+from trainer.core.redacting import redacted, redacted_text
+
+SECRETS = [
+    "hf_" + "aB3" * 11,
+    "0123456789abcdef" * 2 + "01234567",
+    "wandb_v1_" + "aB3" * 12,
+    "ghp_" + "aB3" * 12,
+]
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("place", ["{}", "a caption with {} in it", "https://me:{}@example.org/x", "--key={}"])
+def test_secrets_are_found_by_their_look(secret: str, place: str) -> None:
+    assert secret not in redacted_text(place.format(secret))
+
+
+@pytest.mark.parametrize("key", ["token", "hf_token", "API_KEY", "apikey", "password", "client_secret"])
+def test_secrets_are_found_by_their_key(key: str) -> None:
+    assert "swordfish" not in json.dumps(redacted({"a": [{key: "swordfish"}]}))
+
+
+@pytest.mark.parametrize("path", ["/home/alice/secret-project/pictures", r"C:\Users\alice\secret-project\pictures"])
+def test_absolute_paths_keep_their_last_name_only(path: str) -> None:
+    clean = json.dumps(redacted({"sources": [{"path": path}]}))
+    assert "alice" not in clean
+    assert "secret-project" not in clean
+    assert "pictures" in clean
+
+
+def test_what_is_harmless_stays() -> None:
+    record: dict[str, object] = {
+        "name": "blob",
+        "keep_tokens": 2,
+        "path": "datasets/blob",
+        "rate": 1e-3,
+        "digest": "0f" * 32,
+        "prompts": ["a blob, smiling", "1/2"],
+        "nothing": None,
+        "resume": True,
+    }
+    assert redacted(record) == record

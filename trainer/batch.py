@@ -1,0 +1,92 @@
+"""The vocabulary of the house: what flows from room to room.
+
+Dimensions, in every file: B batch, C latent channels, h w latent height and width,
+H W height and width in pixels, T tokens, D width of a token, P width of a pooled text state.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Conditioning:
+    """What the words of B captions mean to the network."""
+
+    tokens: Tensor  # [B T D]
+    pooled: Tensor | None = None  # [B P]; absent where the family has none
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        pooled = None if self.pooled is None else self.pooled.to(device)
+        return replace(self, tokens=self.tokens.to(device), pooled=pooled)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Posterior:
+    """What the autoencoder says of B pictures: a normal distribution a latent number, scaled for the network."""
+
+    mean: Tensor  # [B C h w]
+    deviation: Tensor  # [B C h w]
+
+    def sample(self, draw: Tensor) -> Tensor:
+        """Latents [B C h w] from standard normal numbers [B C h w]."""
+        return self.mean + self.deviation * draw
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Encoders:
+    """What turns pictures and words into what the cache stores, and the names under which it stores them.
+
+    The identities change when anything changes that changes a result: weights, number format, code version.
+    The functions load their network when they are first called, so that a full cache costs nothing.
+    """
+
+    encode_pictures: Callable[[Tensor], Posterior]  # pixels [B 3 H W] in -1 .. 1
+    encode_words: Callable[[Sequence[str]], Conditioning]
+    pictures_identity: str
+    words_identity: str
+    scale: int  # pixels a latent column
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Geometry:
+    """How B pictures were cut to size: what SDXL's size and crop conditioning speaks of."""
+
+    original: Tensor  # [B 2] height and width before resizing, pixels, int64
+    crop: Tensor  # [B 2] top and left of the crop after resizing, pixels, int64
+    target: Tensor  # [B 2] height and width of the bucket, pixels, int64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """What one pass eats: B examples out of one bucket.
+
+    Chance belongs to (number, slot): `number` counts the batches of the run, `slots` are the examples' places in the
+    whole batch over all processes, so that two processes draw what one would draw.
+    """
+
+    number: int
+    slots: tuple[int, ...]
+    latents: Tensor  # [B C h w], scaled as the network expects
+    words: Conditioning
+    geometry: Geometry
+    weight: Tensor  # [B] float32; 1 unless the source asked otherwise, 0 for filling
+    total: int  # examples in the whole batch over all processes, without filling
+    keys: tuple[str, ...]  # content keys of the pictures, for messages
+
+    def __len__(self) -> int:
+        """The number of examples in this process's part."""
+        return len(self.keys)
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        moved = {
+            field.name: value.to(device)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), (Tensor, Conditioning))
+        }
+        return replace(self, **moved)
