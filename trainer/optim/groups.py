@@ -1,0 +1,15 @@
+"""Parameters and the rate at which each part learns."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch.nn import Parameter
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterGroup:
+    """Parameters that learn at one rate, in an order that is the same in every run of the recipe."""
+
+    name: str  # of the part, such as "unet" or "text_encoder"; for logs and checkpoints
+    parameters: Sequence[Parameter]
+    rate_factor: float = 1.0  # times the recipe's learning rate

@@ -1,0 +1,132 @@
+"""An optimiser's whole state as plain tensors and JSON, and back, bit for bit."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from trainer.core.errors import CheckpointError
+
+_FORMAT = 1
+# Optimisers keep what they like in their state; JSON of any depth has no narrower type.
+Json = Any
+
+
+def pack(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Json]]:
+    """All that `optimizer` knows: tensors by name, copied to the CPU, and the rest as JSON that points to them."""
+    state = optimizer.state_dict()
+    tensors: dict[str, Tensor] = {}
+    facts = {
+        "format": _FORMAT,
+        "optimizer": type(optimizer).__name__,
+        "parameters": _shapes(optimizer),
+        "groups": _encode(state["param_groups"], "group", tensors),
+        "state": _encode(state["state"], "state", tensors),
+    }
+    return tensors, facts
+
+
+def unpack(optimizer: Optimizer, tensors: Mapping[str, Tensor], facts: Mapping[str, Json]) -> None:
+    """Give a fresh `optimizer` the state that `pack` took; it then goes on as if it had never stopped.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over or of another form, or the state belongs to another optimiser
+            or to other parameters. `optimizer` is then as it was.
+    """
+    expected = {"format": _FORMAT, "optimizer": type(optimizer).__name__, "parameters": _shapes(optimizer)}
+    for key, value in expected.items():
+        if facts.get(key) != value:
+            raise _wrong(f"its {key} is not what this recipe asks for")
+    try:
+        reader = _Reader(tensors)
+        groups, state = reader.decode(facts["groups"]), reader.decode(facts["state"])
+        _check_places(optimizer, groups, state)
+    except (KeyError, TypeError, ValueError) as error:
+        raise _wrong(f"its form is unknown ({error})") from error
+    unused = sorted(set(tensors) - reader.used)
+    if unused:
+        raise _wrong(f"it holds {len(unused)} tensors that nothing asks for, such as {unused[0]}")
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _shapes(optimizer: Optimizer) -> list[Json]:
+    """For each group its name and the shapes of its parameters, in their order."""
+    return [[group.get("name"), [list(p.shape) for p in group["params"]]] for group in optimizer.param_groups]
+
+
+def _encode(value: object, name: str, tensors: dict[str, Tensor]) -> Json:
+    """`value` as JSON from which `_Reader` makes the same again; its tensors go to `tensors`, under names from `name`.
+
+    What JSON would blur is wrapped: tuples would become lists, and the number keys of dicts words.
+    """
+    if isinstance(value, Tensor):
+        # The dimensions are stored in the order in which they lie in memory (channels-last differs from the plain one):
+        # bitsandbytes counts its blocks of 256 through memory, so the layout is part of the state.
+        order = sorted(range(value.dim()), key=lambda d: -value.stride(d)) if not value.is_contiguous() else []
+        # A copy of its own: bitsandbytes shares one quantisation map among all parameters, safetensors forbids it.
+        stored = value.detach().permute(order) if order else value.detach()
+        tensors[name] = stored.to("cpu", copy=True).contiguous()
+        return {"tensor": name, "dtype": str(stored.dtype), "shape": list(stored.shape), "order": order}
+    if isinstance(value, dict):
+        pairs = [[key, _encode(part, f"{name}.{key}", tensors)] for key, part in value.items()]
+        return {"dict": pairs}
+    if isinstance(value, (list, tuple)):
+        parts = [_encode(part, f"{name}.{place}", tensors) for place, part in enumerate(value)]
+        return {"tuple" if isinstance(value, tuple) else "list": parts}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"{name} is a {type(value).__name__}, which no checkpoint can hold")
+
+
+class _Reader:
+    """Makes values again, and remembers which tensors were used."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.tensors = tensors
+        self.used: set[str] = set()
+
+    def decode(self, value: Json) -> Json:
+        """The value that `_encode` was given."""
+        if not isinstance(value, dict):
+            return value
+        makers: dict[str, Callable[[Json], Json]] = {
+            "dict": lambda pairs: {key: self.decode(part) for key, part in pairs},
+            "list": lambda parts: [self.decode(part) for part in parts],
+            "tuple": lambda parts: tuple(self.decode(part) for part in parts),
+        }
+        if "tensor" in value:
+            tensor = self._tensor(value["tensor"], value["dtype"], value["shape"])
+            order: list[int] = value["order"]
+            return tensor.permute([order.index(d) for d in range(len(order))]) if order else tensor
+        ((form, content),) = value.items()
+        return makers[form](content)
+
+    def _tensor(self, name: str, dtype: str, shape: list[int]) -> Tensor:
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            raise _wrong(f"its tensor {name} is missing")
+        if str(tensor.dtype) != dtype or list(tensor.shape) != shape:
+            raise _wrong(f"its tensor {name} is {tensor.dtype} {list(tensor.shape)} and not {dtype} {shape}")
+        self.used.add(name)
+        return torch.clone(tensor)  # the optimiser writes into its state; the caller's tensors stay as they are
+
+
+def _check_places(optimizer: Optimizer, groups: list[dict[str, Json]], state: Mapping[object, Json]) -> None:
+    """Refuse state for parameters that the optimiser does not have, and groups that are cut differently."""
+    ours = [group["params"] for group in optimizer.state_dict()["param_groups"]]
+    theirs = [group["params"] for group in groups]
+    if ours != theirs:
+        raise _wrong("its groups hold other parameters")
+    strangers = set(dict(state)) - {place for places in ours for place in places}
+    if strangers:
+        raise _wrong(f"it holds the state of {len(strangers)} parameters that do not exist")
+
+
+def _wrong(reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"The optimiser's state cannot be restored: {reason}.",
+        where="the checkpoint's optimiser state",
+        mend="Resume with the recipe that the run was started with, or from an earlier checkpoint.",
+    )
