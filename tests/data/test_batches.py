@@ -1,0 +1,277 @@
+"""Filled once, read in any order; every batch a pure function of its number."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from trainer.batch import Batch
+from trainer.core.errors import DataError, NonFiniteError
+from trainer.core.seeds import Seeds
+from trainer.data.batches import CachedBatches, DataSettings
+from trainer.data.captions import CaptionRules
+from trainer.data.filling import CacheReport, fill_cache
+from trainer.data.sources import scan
+
+Painter = Callable[..., Path]
+SEEDS = Seeds(5)
+
+
+@pytest.fixture
+def settings(paint: Painter, tmp_path: Path) -> DataSettings:
+    """Seven pictures in three buckets, one source of them with repeats."""
+    for number, size in enumerate([(64, 64), (70, 64), (200, 100), (100, 200), (64, 64)]):
+        paint(f"own/{number}.png", size=size, shade=number, caption=f"cat, number {number}, sitting")
+    for number in range(2):
+        paint(f"ordinary/{number}.png", shade=50 + number, caption=f"thing {number}")
+    return DataSettings.model_validate(
+        {
+            "sources": [
+                {"kind": "folder", "path": tmp_path / "pictures/own", "repeats": 2},
+                {"kind": "folder", "path": tmp_path / "pictures/ordinary", "regularisation": True, "weight": 0.5},
+            ],
+            "resolution": 64,
+            "captions": {"trigger": "zwx", "dropout": 0.3, "shuffle_tags": True},
+            "flip": True,
+            "cache": {"folder": tmp_path / "cache"},
+        }
+    )
+
+
+def fill(settings: DataSettings, encoders: Any, seeds: Seeds = SEEDS) -> CacheReport:
+    return fill_cache(scan(settings.sources, settings.limits).accepted, settings, encoders.both, seeds)
+
+
+def opened(settings: DataSettings, encoders: Any, **places: int) -> CachedBatches:
+    examples = scan(settings.sources, settings.limits).accepted
+    return CachedBatches(examples, settings, encoders.both, SEEDS, **{"batch": 3, **places})
+
+
+def equal(a: Batch, b: Batch) -> bool:
+    assert a.words.pooled is not None
+    assert b.words.pooled is not None
+    return (
+        (a.number, a.slots, a.keys, a.total) == (b.number, b.slots, b.keys, b.total)
+        and torch.equal(a.latents, b.latents)
+        and torch.equal(a.words.tokens, b.words.tokens)
+        and torch.equal(a.words.pooled, b.words.pooled)
+        and torch.equal(a.weight, b.weight)
+        and torch.equal(a.geometry.crop, b.geometry.crop)
+    )
+
+
+def test_a_second_filling_encodes_nothing(settings: DataSettings, encoders: Any) -> None:
+    first = fill(settings, encoders)
+    assert (first.encoded_pictures, first.reused_pictures) == (14, 0)  # each plain and mirrored
+    assert first.encoded_captions > 7
+    calls = len(encoders.pictures)
+    second = fill(settings, encoders)
+    assert second == CacheReport(
+        encoded_pictures=0, reused_pictures=14, encoded_captions=0, reused_captions=first.encoded_captions
+    )
+    assert len(encoders.pictures) == calls
+
+
+def test_changing_one_picture_encodes_one(settings: DataSettings, encoders: Any, paint: Painter) -> None:
+    settings = settings.model_copy(update={"flip": False})
+    fill(settings, encoders)
+    paint("own/0.png", shade=99)
+    report = fill(settings, encoders)
+    assert (report.encoded_pictures, report.reused_pictures, report.encoded_captions) == (1, 6, 0)
+
+
+def test_changing_one_caption_encodes_its_words_alone(settings: DataSettings, encoders: Any, paint: Painter) -> None:
+    fill(settings, encoders)
+    encoders.words.clear()
+    paint("ordinary/0.png", shade=50, caption="other words")
+    report = fill(settings, encoders)
+    assert (report.encoded_pictures, report.encoded_captions) == (0, 1)
+    assert encoders.words == {"other words"}
+
+
+@pytest.mark.parametrize(
+    "change", [{"resolution": 96}, {"pictures_identity": "pictures-2"}, {"words_identity": "words-2"}]
+)
+def test_whatever_changes_the_result_is_encoded_anew(
+    settings: DataSettings, encoders: Any, change: dict[str, Any]
+) -> None:
+    before = fill(settings, encoders)
+    if "resolution" in change:
+        settings = settings.model_copy(update=change)
+    else:
+        encoders = replace(encoders, **change)
+    report = fill(settings, encoders)
+    assert report.encoded_pictures == (0 if "words_identity" in change else 14)
+    assert report.encoded_captions == (before.encoded_captions if "words_identity" in change else 0)
+
+
+def test_a_damaged_cache_is_made_again_and_gives_the_same_batches(settings: DataSettings, encoders: Any) -> None:
+    fill(settings, encoders)
+    before = list(islice(opened(settings, encoders).starting_at(0), 8))
+    for shard in settings.cache.folder.glob("*/shard-*.arrow"):
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 255
+        shard.write_bytes(content)
+    report = fill(settings, encoders)
+    assert report.encoded_pictures + report.encoded_captions > 0
+    after = list(islice(opened(settings, encoders).starting_at(0), 8))
+    assert all(equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_batches_follow_from_their_number_alone(settings: DataSettings, encoders: Any) -> None:
+    fill(settings, encoders)
+    unbroken = list(islice(opened(settings, encoders).starting_at(0), 20))
+    for start in (1, 4, 5, 11, 19):
+        resumed = list(islice(opened(settings, encoders).starting_at(start), 20 - start))
+        assert all(equal(a, b) for a, b in zip(unbroken[start:], resumed, strict=True))
+
+
+def test_each_epoch_draws_anew(settings: DataSettings, encoders: Any) -> None:
+    fill(settings, encoders)
+    batches = opened(settings, encoders)
+    length = batches.batches_per_epoch
+    seen = [batch for batch in islice(batches.starting_at(0), 6 * length) if batch.keys == batches.numbered(0).keys]
+    assert not any(torch.equal(batches.numbered(0).latents, batch.latents) for batch in seen[1:])
+    first, second = (
+        [key for batch in islice(batches.starting_at(at), length) for key in batch.keys] for at in (0, length)
+    )
+    assert Counter(first) == Counter(second)
+    assert first != second
+
+
+def test_a_full_cache_needs_no_encoder(settings: DataSettings, encoders: Any) -> None:
+    fill(settings, encoders)
+    calls = len(encoders.pictures)
+    encoders.words.clear()
+    list(islice(opened(settings, encoders).starting_at(0), 10))
+    assert len(encoders.pictures) == calls
+    assert not encoders.words
+
+
+def test_what_a_batch_says_of_its_examples(settings: DataSettings, encoders: Any) -> None:
+    fill(settings, encoders)
+    batches = opened(settings, encoders)
+    examples = {example.key: example for example in batches.examples}
+    for batch in islice(batches.starting_at(0), batches.batches_per_epoch):
+        height, width = batch.geometry.target[0].tolist()
+        assert batch.latents.shape == (len(batch), 4, height // 4, width // 4)
+        assert batch.latents.dtype == batch.weight.dtype == batch.words.tokens.dtype == torch.float32
+        assert batch.words.tokens.shape == (len(batch), 5, 6)
+        for row, key in enumerate(batch.keys):
+            assert batch.geometry.original[row].tolist() == [examples[key].size.height, examples[key].size.width]
+            assert float(batch.weight[row]) == examples[key].weight
+
+
+def test_latents_are_those_of_the_picture(settings: DataSettings, encoders: Any) -> None:
+    """Out of a posterior without width comes the mean, which our small encoder makes of the colours."""
+    plain = settings.model_copy(update={"flip": False})
+    fill(plain, encoders)
+    batches = opened(plain, encoders)
+    colours = {
+        example.key: int(example.name[0]) + (50 if example.regularisation else 0) for example in batches.examples
+    }
+    for batch in islice(batches.starting_at(0), batches.batches_per_epoch):
+        for row, key in enumerate(batch.keys):
+            mean = float(batch.latents[row, 0].mean())
+            assert abs(mean - (colours[key] / 127.5 - 1)) < 0.1
+
+
+def test_words_are_those_of_the_picture_or_none(settings: DataSettings, encoders: Any) -> None:
+    settings = settings.model_copy(update={"captions": CaptionRules(trigger="zwx", dropout=0.3)})
+    fill(settings, encoders)
+    batches = opened(settings, encoders)
+
+    def state(caption: str) -> torch.Tensor:
+        return encoders.encode_words([caption]).tokens[0].half().float()
+
+    dropped = 0
+    for batch in islice(batches.starting_at(0), 60):
+        for row, key in enumerate(batch.keys):
+            example = next(one for one in batches.examples if one.key == key)
+            caption = example.caption if example.regularisation else f"zwx, {example.caption}"
+            if torch.equal(batch.words.tokens[row], state("")):
+                dropped += 1
+            else:
+                assert torch.equal(batch.words.tokens[row], state(caption))
+    assert 20 < dropped < 80
+
+
+def test_processes_share_the_batch_and_fill_up_with_weight_0(settings: DataSettings, encoders: Any) -> None:
+    fill(settings, encoders)
+    one = opened(settings, encoders, batch=6)
+    parts = [opened(settings, encoders, batch=2, world=3, rank=rank) for rank in range(3)]
+    assert one.batches_per_epoch == parts[0].batches_per_epoch
+    filling = 0
+    for number in range(2 * one.batches_per_epoch):
+        whole, shares = one.numbered(number), [part.numbered(number) for part in parts]
+        latents = torch.cat([share.latents for share in shares])[: whole.total]
+        weights = torch.cat([share.weight for share in shares])
+        assert torch.equal(latents, whole.latents)
+        assert torch.equal(weights[: whole.total], whole.weight)
+        assert not weights[whole.total :].any()
+        assert len(shares[0]) == len(shares[1]) == len(shares[2])
+        filling += len(weights) - whole.total
+    assert filling > 0
+
+
+def test_an_encoder_that_gives_nan_is_named_with_its_file(settings: DataSettings, encoders: Any) -> None:
+    encoders.spoil = True
+    with pytest.raises(NonFiniteError) as caught:
+        fill(settings, encoders)
+    assert str(caught.value.where).endswith(".png")
+    encoders.spoil = False
+    assert fill(settings, encoders).reused_pictures == 0  # nothing of it was kept
+
+
+def test_a_broken_off_filling_keeps_what_it_had(settings: DataSettings, encoders: Any) -> None:
+    honest, seen = encoders.encode_words, 0
+
+    def interrupted(captions: Any) -> Any:
+        nonlocal seen
+        seen += 1
+        if seen == 2:
+            raise KeyboardInterrupt
+        return honest(captions)
+
+    encoders.encode_words = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        fill(settings, encoders)
+    report = fill(settings, encoders)
+    assert report.encoded_pictures == 0
+    assert report.reused_captions == 16
+
+
+def test_a_picture_that_is_not_cached_is_named(settings: DataSettings, encoders: Any) -> None:
+    with pytest.raises(DataError, match="not in the cache"):
+        opened(settings, encoders)
+
+
+def test_a_file_that_changes_after_the_scan_is_refused(settings: DataSettings, encoders: Any, paint: Painter) -> None:
+    examples = scan(settings.sources, settings.limits).accepted
+    paint("own/0.png", shade=77)
+    with pytest.raises(DataError, match="changed"):
+        fill_cache(examples, settings, encoders.both, SEEDS)
+
+
+def test_filling_tells_how_far_it_is(settings: DataSettings, encoders: Any) -> None:
+    told: list[tuple[str, int, int]] = []
+
+    def tell(what: str, done: int, total: int) -> None:
+        told.append((what, done, total))
+
+    fill_cache(scan(settings.sources, settings.limits).accepted, settings, encoders.both, SEEDS, tell)
+    phases = {what: (done, total) for what, done, total in told}
+    assert phases["encoding pictures"] == (14, 14)
+    assert phases["encoding captions"][0] == phases["encoding captions"][1]
+
+
+def test_settings_refuse_nonsense(tmp_path: Path) -> None:
+    for wrong in ({"sources": []}, {"sources": [{"kind": "folder", "path": "x"}], "resolutoin": 3}):
+        with pytest.raises(ValidationError):
+            DataSettings.model_validate(wrong)
