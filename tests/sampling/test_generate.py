@@ -1,0 +1,111 @@
+"""Our pictures are those that diffusers draws."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.adapters.attaching import attach_lora
+from trainer.adapters.lora import Lora
+from trainer.core.device import Precision
+from trainer.core.seeds import Seeds
+from trainer.families.model import DiffusionModel
+from trainer.families.sd1 import Sd1
+from trainer.sampling.generate import generate
+from trainer.sampling.prompts import DrawSettings, Prompt
+from trainer.sampling.samplers import SAMPLERS, Sampler
+from trainer.weights.export import ExportSettings, export
+from trainer.weights.lora_state import LoraState
+from trainer.weights.metadata import TrainingFacts
+from trainer.weights.reading import read_lora
+
+# Imports nothing of ours: this is what a person who was given the file would write.
+PLAIN_DIFFUSERS = """
+import sys, torch
+from diffusers import StableDiffusionPipeline
+base, lora, prompt, seed, out = sys.argv[1:]
+pipe = StableDiffusionPipeline.from_pretrained(base, torch_dtype=torch.float32, safety_checker=None)
+pipe.load_lora_weights(lora)
+picture = pipe(prompt, num_inference_steps=8, guidance_scale=4.0, width=64, height=64,
+               generator=torch.Generator().manual_seed(int(seed))).images[0]
+picture.save(out)
+"""
+
+
+def open_bundled() -> DiffusionModel:
+    return Sd1().load(Precision.float32, torch.device("cpu"))
+
+
+def difference(a: Image.Image, b: Image.Image) -> int:
+    return int(np.abs(np.asarray(a, dtype=int) - np.asarray(b, dtype=int)).max())
+
+
+@pytest.fixture(scope="module")
+def lora_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA on the bundled base that changes pictures plainly: up matrices at random."""
+    model = open_bundled()
+    trainable = Lora(rank=4, alpha=2, layers=("attention", "convolution")).attach(model, Seeds(1))
+    state = {
+        name: tensor + 0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(len(name)))
+        for name, tensor in trainable.state().items()
+    }
+    path = tmp_path_factory.mktemp("lora") / "some.safetensors"
+    facts = TrainingFacts(
+        name="some", family="sd1", prediction="velocity", resolution=(64, 64), rank=4, alpha=2, convolutions=True,
+        steps=1, epoch=0, steps_asked=1, batch=1, seed=1, optimizer="adamw", rate=1e-3,
+    )  # fmt: skip
+    export(path, LoraState(tensors=state, alphas=trainable.alphas()), model.naming, facts, ExportSettings())
+    return path
+
+
+def test_a_plain_diffusers_script_draws_the_same_picture(lora_file: Path, tmp_path: Path) -> None:
+    prompt, seed = "red heart, flat style", 11
+    base = Path(__file__).parents[2] / "trainer" / "families" / "bundled_base"
+    out = tmp_path / "plain.png"
+    arguments = [str(base), str(lora_file), prompt, str(seed), str(out)]
+    done = subprocess.run(
+        [sys.executable, "-c", PLAIN_DIFFUSERS, *arguments], capture_output=True, text=True, check=True
+    )
+    said = (done.stdout + done.stderr).lower()
+    assert "unexpected keys" not in said
+    assert "missing keys" not in said
+
+    model = open_bundled()
+    asked = [Prompt(text=prompt, seed=seed)]
+    bare = generate(model, asked, SAMPLERS["ddim"], DrawSettings(steps=8), (64, 64))[0]
+    attach_lora(model, read_lora(lora_file, model.naming).state)
+    ours = generate(model, asked, SAMPLERS["ddim"], DrawSettings(steps=8), (64, 64))[0]
+    with Image.open(out) as plain:
+        assert difference(ours, plain) <= 2
+        assert difference(bare, plain) > 30  # the file does change the picture
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=list(SAMPLERS))
+def test_a_picture_does_not_depend_on_its_company(small_model: Path, sampler: Sampler) -> None:
+    model = Sd1(weights=str(small_model)).load(Precision.float32, torch.device("cpu"))
+    asked = [Prompt(text=f"ball {n}", seed=n, negative="tag" if n % 2 else "") for n in range(3)]
+    settings = DrawSettings(steps=4, batch=3)
+    together = generate(model, asked, sampler, settings, (16, 16))
+    alone = [generate(model, [prompt], sampler, settings, (16, 16))[0] for prompt in asked]
+    assert max(difference(a, b) for a, b in zip(together, alone, strict=True)) <= 2
+
+
+def test_sizes_of_their_own_and_order_are_kept(small_model: Path) -> None:
+    model = Sd1(weights=str(small_model)).load(Precision.float32, torch.device("cpu"))
+    asked = [Prompt(text="a", width=32), Prompt(text="b"), Prompt(text="c", width=20, height=24)]
+    sizes = [p.size for p in generate(model, asked, SAMPLERS["ddim"], DrawSettings(steps=2), (16, 16))]
+    assert sizes == [(32, 16), (16, 16), (24, 24)]  # rounded up to what the networks take
+
+
+def test_drawing_leaves_the_model_and_chance_as_they_were(small_model: Path) -> None:
+    model = Sd1(weights=str(small_model)).load(Precision.float32, torch.device("cpu"))
+    model.denoiser.train()
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    generate(model, [Prompt(text="a")], SAMPLERS["euler_a"], DrawSettings(steps=2), (16, 16))
+    assert model.denoiser.training
+    assert torch.equal(before, torch.get_rng_state())
