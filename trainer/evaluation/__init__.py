@@ -1,0 +1,1 @@
+"""Judging a run while and after it trains."""
