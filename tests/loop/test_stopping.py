@@ -1,0 +1,90 @@
+"""Signals end a run after the step, with everything saved, and the resumed run ends with the same bytes."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from trainer.assemble import assemble, run_folder_of
+from trainer.core.events import read_events
+from trainer.core.progress import Silence
+from trainer.loop.checkpoints import Checkpoints
+from trainer.loop.stopping import Stopped, Stopper
+from trainer.loop.train import train
+from trainer.recipe.recipe import Recipe
+
+QUIET = Silence()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_is_noted_and_handlers_come_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with Stopper() as stopper:
+        assert stopper.asked is None
+        signal.raise_signal(number)
+        assert stopper.asked == number
+        assert signal.getsignal(number) == before  # a second signal acts as it would have without us
+    assert signal.getsignal(number) == before
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_is_saved_and_goes_on_to_the_same_bytes(
+    recipe_of: Callable[..., Recipe], number: signal.Signals, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"steps": 4, "checkpoints": {"every": 0}}
+    unbroken = assemble(recipe_of("unbroken", **changes), resume=False, progress=QUIET)
+    with unbroken.trackers:
+        whole = train(unbroken)
+
+    recipe = recipe_of("broken", **changes)
+    run = assemble(recipe, resume=False, progress=QUIET)
+    tick = type(run.clock).tick
+
+    def tick_and_signal(clock: object, pictures: int) -> None:
+        tick(run.clock, pictures)
+        if run.clock.step == 2:
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(type(run.clock), "tick", tick_and_signal)
+    with pytest.raises(Stopped) as stopped, run.trackers:
+        train(run)
+    monkeypatch.undo()
+    assert stopped.value.exit_code == code
+    saved = Checkpoints(run_folder_of(recipe), recipe.checkpoints).newest()
+    assert saved is not None
+    assert saved.step == 2
+
+    resumed = assemble(recipe, resume=True, progress=QUIET)
+    with resumed.trackers:
+        # names stand in the metadata: compare the tensors
+        from trainer.core.tensors import read_tensors
+
+        ours, theirs = read_tensors(train(resumed)), read_tensors(whole)
+    assert ours.keys() == theirs.keys()
+    assert all(bool((ours[name] == theirs[name]).all()) for name in ours)
+    steps = [event["step"] for event in read_events(run_folder_of(recipe).events) if event["kind"] == "step"]
+    assert steps == [1, 2, 3, 4]
+
+
+def test_a_process_that_gets_sigterm_exits_143_and_resumes(recipe_of: Callable[..., Recipe], tmp_path: Path) -> None:
+    recipe = recipe_of("process", steps=3000, checkpoints={"every": 0})
+    command = [sys.executable, "-m", "trainer", "train", str(tmp_path / "process.yaml")]
+    root = str(Path(__file__).parents[2])
+    environment = os.environ | {"PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    events = run_folder_of(recipe).events
+    deadline = time.monotonic() + 240
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(event["kind"] == "step" for event in read_events(events)):
+            break
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    assert "--resume" in said
+    assert Checkpoints(run_folder_of(recipe), recipe.checkpoints).newest() is not None

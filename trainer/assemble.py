@@ -1,0 +1,270 @@
+"""Recipe -> run: the one place where settings become objects."""
+
+import json
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from trainer import __version__
+from trainer.core.clock import Clock
+from trainer.core.device import pick_device
+from trainer.core.errors import CheckpointError
+from trainer.core.files import write_atomically
+from trainer.core.log import logger
+from trainer.core.progress import Phases
+from trainer.core.run_folder import RunFolder
+from trainer.core.seeds import Seeds
+from trainer.data.account import Account
+from trainer.data.batches import CachedBatches
+from trainer.data.filling import CacheReport, fill_cache
+from trainer.data.sources import scan
+from trainer.evaluation.previews import Previews
+from trainer.families.model import DiffusionModel
+from trainer.loop.checkpoints import Checkpoints
+from trainer.loop.run import Run
+from trainer.recipe.reading import read_recipe, write_recipe
+from trainer.recipe.recipe import Recipe
+from trainer.tracking.trackers import Trackers
+from trainer.weights.export import export
+from trainer.weights.lora_state import LoraState
+from trainer.weights.metadata import TrainingFacts
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+MAY_CHANGE = frozenset({"steps", "previews", "trackers", "checkpoints", "export", "runs"})
+"""Keys of a recipe that a resumed run may have otherwise than before: none decides a step that is already made."""
+
+_PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "safetensors")
+
+
+def run_folder_of(recipe: Recipe) -> RunFolder:
+    """The folder that a recipe's run has, or will have."""
+    return RunFolder(recipe.runs / recipe.name)
+
+
+def is_finished(recipe: Recipe) -> bool:
+    """Whether the run has made all the steps that its recipe asked for."""
+    folder = run_folder_of(recipe)
+    return folder.result.is_file() and read_recipe(folder.recipe).steps >= recipe.steps
+
+
+def look_at_data(recipe: Recipe, folder: RunFolder | None, progress: Phases) -> Account:
+    """Decode every picture, write the account into the run's folder, and stop where files are refused.
+
+    Raises:
+        DataError: a source does not exist or is empty, or files are refused and the recipe says to stop then.
+    """
+    account = scan(recipe.data.sources, recipe.data.limits, progress)
+    if folder is not None:
+        write_atomically(folder.data, json.dumps(account.as_json(), indent=1, ensure_ascii=False))
+    account.check(recipe.data.on_reject)
+    return account
+
+
+def open_model(recipe: Recipe) -> DiffusionModel:
+    """The recipe's base model on this machine's best device."""
+    return recipe.model.load(recipe.precision, pick_device())
+
+
+def cache_data(recipe: Recipe, account: Account, model: DiffusionModel, progress: Phases) -> CacheReport:
+    """Encode what is not in the cache yet, and give the encoders' memory back."""
+    report = fill_cache(account.accepted, recipe.data, model.encoders(), Seeds(recipe.seed), progress)
+    model.release_encoders()
+    return report
+
+
+def assemble(recipe: Recipe, *, resume: bool, progress: Phases) -> Run:
+    """Build everything that the recipe names, with the data encoded; nothing is trained yet.
+
+    Args:
+        recipe: what to do.
+        resume: go on from the newest checkpoint.
+        progress: told how far the long phases are.
+
+    Raises:
+        CheckpointError: the run has begun already and `resume` is not asked for, or the recipe has changed since.
+        TrainerError: something that the recipe names is not there or does not fit.
+    """
+    folder = run_folder_of(recipe)
+    folder.create()
+    _check_beginning(recipe, folder, resume=resume)
+    recipe.model.check()
+    account = look_at_data(recipe, folder, progress)
+    accelerator = _accelerator(recipe)
+    model = recipe.model.load(recipe.precision, accelerator.device)
+    with accelerator.main_process_first():
+        logger.info("%s", cache_data(recipe, account, model, progress))
+    state = Checkpoints(folder, recipe.checkpoints).newest() if resume else None
+    if accelerator.is_main_process:
+        _write_beginning(recipe, folder)
+    trackers = Trackers.open(
+        recipe.trackers,
+        folder,
+        recipe.model_dump(mode="json"),
+        step=0 if state is None else state.step,
+        main=accelerator.is_main_process,
+        show=lambda step, facts: progress("training", step, recipe.steps, facts),
+    )
+    run = _run(recipe, folder, model, account, accelerator, trackers)
+    if state is not None:
+        run.restore(state)
+        logger.info("Going on after step %d.", state.step)
+    return run
+
+
+def _run(
+    recipe: Recipe,
+    folder: RunFolder,
+    model: DiffusionModel,
+    account: Account,
+    accelerator: "Accelerator",
+    trackers: Trackers,
+) -> Run:
+    seeds = Seeds(recipe.seed)
+    trainable = recipe.adapter.attach(model, seeds)
+    if recipe.gradient_checkpointing:
+        model.use_gradient_checkpointing()
+    bare = recipe.optimizer.build(trainable.groups())
+    rates = tuple(float(group["lr"]) for group in bare.param_groups)
+    model.denoiser, optimizer = accelerator.prepare(model.denoiser, bare)
+    batches = CachedBatches(
+        account.accepted,
+        recipe.data,
+        model.encoders(),
+        seeds,
+        batch=recipe.batch,
+        world=accelerator.num_processes,
+        rank=accelerator.process_index,
+    )
+    clock = Clock(steps=recipe.steps, batches_per_epoch=batches.batches_per_epoch, accumulate=recipe.accumulate)
+    previews = Previews(
+        settings=recipe.previews, folder=folder, resolution=recipe.data.resolution, model=model, trainable=trainable
+    )
+
+    def write_result() -> Path:
+        facts = _facts(recipe, model, clock, accelerator.num_processes)
+        export(
+            folder.result,
+            LoraState(tensors=trainable.state(), alphas=trainable.alphas()),
+            model.naming,
+            facts,
+            recipe.export,
+        )
+        return folder.result
+
+    return Run(
+        accelerator=accelerator,
+        folder=folder,
+        seeds=seeds,
+        clock=clock,
+        model=model,
+        trainable=trainable,
+        objective=recipe.objective,
+        optimizer=optimizer,
+        rates=rates,
+        rate=recipe.rate,
+        clip_norm=recipe.clip_norm,
+        batches=batches,
+        previews=previews,
+        preview_every=recipe.previews.every,
+        checkpoints=Checkpoints(folder, recipe.checkpoints),
+        trackers=trackers,
+        export=write_result,
+    )
+
+
+def _accelerator(recipe: Recipe) -> "Accelerator":
+    from accelerate import Accelerator
+
+    on_cpu = pick_device().type == "cpu"
+    return Accelerator(
+        gradient_accumulation_steps=recipe.accumulate,
+        # float16 arithmetic needs a device that has it; loss scaling comes with it
+        mixed_precision=recipe.precision.mixed if not (on_cpu and recipe.precision.mixed == "fp16") else "no",
+        cpu=on_cpu,
+    )
+
+
+def _check_beginning(recipe: Recipe, folder: RunFolder, *, resume: bool) -> None:
+    """Make sure that what is in the folder and what is asked for belong together.
+
+    Raises:
+        CheckpointError: they do not.
+    """
+    if not folder.recipe.is_file():
+        return
+    if not resume:
+        raise CheckpointError(
+            "This run has begun already.",
+            where=str(folder.root),
+            mend="Go on with --resume, or give the recipe another name.",
+        )
+    before = read_recipe(folder.recipe).model_dump(mode="json")
+    now = recipe.model_dump(mode="json")
+    changed = sorted(key for key in now if now[key] != before.get(key) and key not in MAY_CHANGE)
+    if changed:
+        raise CheckpointError(
+            f"The recipe has changed since this run began: {', '.join(changed)}.",
+            where=str(folder.recipe),
+            mend=f"Only {', '.join(sorted(MAY_CHANGE))} may change; put it back, or give the recipe another name.",
+        )
+
+
+def _write_beginning(recipe: Recipe, folder: RunFolder) -> None:
+    """Write the recipe as resolved and the environment; from now on the run has begun."""
+    environment = {
+        "trainer": __version__,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "device": _device_name(),
+        "threads": torch.get_num_threads(),
+        "seed": recipe.seed,
+        "packages": {name: _version_of(name) for name in _PACKAGES},
+    }
+    if folder.environment.is_file():
+        before = json.loads(folder.environment.read_text(encoding="utf-8"))
+        if before != environment:
+            logger.warning("This run began on another machine or with other versions; bits may differ from now on.")
+    write_atomically(folder.environment, json.dumps(environment, indent=1))
+    write_atomically(folder.recipe, write_recipe(recipe))
+
+
+def _device_name() -> str:
+    device = pick_device()
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else (platform.processor() or device.type)
+
+
+def _version_of(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _facts(recipe: Recipe, model: DiffusionModel, clock: Clock, processes: int) -> TrainingFacts:
+    """What the resulting file says of itself."""
+    prediction = recipe.objective.prediction or model.prediction
+    return TrainingFacts(
+        name=recipe.name,
+        family=model.family,
+        prediction=prediction.kind,
+        resolution=(recipe.data.resolution, recipe.data.resolution),
+        rank=recipe.adapter.rank,
+        alpha=recipe.adapter.alpha,
+        convolutions="convolution" in recipe.adapter.layers,
+        steps=clock.step,
+        epoch=clock.epoch,
+        steps_asked=recipe.steps,
+        batch=recipe.batch * recipe.accumulate * processes,
+        seed=recipe.seed,
+        optimizer=recipe.optimizer.kind,
+        rate=recipe.optimizer.rate,
+        rate_schedule=recipe.rate.kind,
+        precision=recipe.precision.value,
+        base=recipe.model.weights,
+        trigger=recipe.data.captions.trigger or None,
+    )
