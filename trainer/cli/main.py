@@ -1,0 +1,122 @@
+"""The command line (typer): one file a verb, loaded when it is named."""
+
+import importlib
+import platform
+import sys
+import traceback
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Annotated
+
+import typer
+
+from trainer import __version__
+from trainer.cli.messages import set_up_logging, tell
+from trainer.core.errors import TrainerError
+
+VERBS = {
+    "init": "Look at your pictures and write a recipe that is ready to run.",
+    "doctor": "Examine the pictures and captions of a recipe.",
+    "cache": "Encode pictures and words once.",
+    "train": "Run a recipe from its start, or from where it stopped.",
+    "sample": "Draw prompts with or without an adapter.",
+    "weights": "Look into model files.",
+    "explain": "Tell what the keys of a recipe mean, and what they may be.",
+}
+"""What `trainer --help` says of each verb: how the verb's own help begins, known without loading it."""
+
+_GROUPS = ("weights",)
+_INTERRUPTED = 130
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do what the command line asks for; gives the exit code.
+
+    A TrainerError becomes its message on standard error and its exit code; anything else that goes wrong is a bug of
+    ours, and is raised.
+    """
+    debug = _debug_in(arguments)
+    try:
+        command = typer.main.get_command(application(arguments))
+        command.main([word for word in arguments if word != "--debug" or not debug], prog_name="trainer")
+    except SystemExit as ending:
+        return ending.code if isinstance(ending.code, int) else 0
+    except TrainerError as error:
+        if debug:
+            traceback.print_exc()
+        else:
+            tell(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    return 0
+
+
+def application(arguments: Sequence[str]) -> typer.Typer:
+    """The command line, with the verb that `arguments` name in full, and the others by name only.
+
+    Raises:
+        TrainerError: there is no verb of that name.
+    """
+    app = typer.Typer(
+        help="Fine-tunes Stable Diffusion: pictures and captions in, a LoRA that every inference program loads out.",
+        add_completion=False,
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,  # rich would double the time of every --help
+    )
+    set_up_logging(debug=_debug_in(arguments))
+    app.callback()(_options)
+    named = next((word for word in arguments if not word.startswith("-")), None)
+    if named is not None and named not in VERBS:
+        raise _no_verb(named)
+    for verb, line in VERBS.items():
+        if verb != named:
+            app.command(verb, help=line)(_not_loaded)
+        elif verb in _GROUPS:
+            app.add_typer(importlib.import_module(f"trainer.cli.{verb}").app, name=verb)
+        else:
+            app.command(verb)(importlib.import_module(f"trainer.cli.{verb}").command)
+    return app
+
+
+def report_bug(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+    """Print the traceback, and ask to send it to us; to be used as `sys.excepthook`."""
+    sys.__excepthook__(kind, error, at)
+    system = f"trainer {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    tell(f"\nThis is a bug of ours, not a mistake of yours. Please report it with the lines above; {system}.")
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        print(f"trainer {__version__}")
+        raise typer.Exit
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version, no more.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks and what the libraries say.")] = False,
+) -> None:
+    pass
+
+
+def _not_loaded() -> None:
+    raise AssertionError("a verb was run that was not named")
+
+
+def _debug_in(arguments: Sequence[str]) -> bool:
+    """Whether `--debug` is given, before or after the verb; behind `--` it is a word like others."""
+    ours = arguments[: list(arguments).index("--")] if "--" in arguments else arguments
+    return "--debug" in ours
+
+
+def _no_verb(word: str) -> TrainerError:
+    from difflib import get_close_matches
+
+    close = get_close_matches(word, VERBS, n=1)
+    guess = f"Did you mean `{close[0]}`? " if close else ""
+    return TrainerError(
+        f"There is no verb `{word}`.", where="the command line", mend=f"{guess}Known verbs: {', '.join(VERBS)}."
+    )

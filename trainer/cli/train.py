@@ -1,0 +1,39 @@
+"""trainer train RECIPE: run a recipe from its start, or from where it stopped."""
+
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Exit, Option
+
+
+def command(
+    recipe: Annotated[Path, Argument(metavar="RECIPE", help="A recipe file, such as recipes/character-lora.yaml.")],
+    overrides: Annotated[
+        list[str] | None, Argument(metavar="KEY=VALUE", help="Changes, such as adapter.rank=8.")
+    ] = None,
+    resume: Annotated[bool, Option("--resume", help="Go on from the newest checkpoint.")] = False,
+) -> None:
+    """Run a recipe from its start, or from where it stopped.
+
+    Example: trainer train recipes/character-lora.yaml steps=400 optimizer.rate=5e-4
+    """
+    from trainer.assemble import assemble, is_finished, run_folder_of
+    from trainer.core.progress import phases
+    from trainer.loop.stopping import Stopped
+    from trainer.loop.train import train
+    from trainer.recipe.reading import read_recipe
+
+    wanted = read_recipe(recipe, overrides or [])
+    folder = run_folder_of(wanted)
+    if is_finished(wanted):
+        print(f"This run is finished; nothing was changed. The result: {folder.result}")
+        return
+    with folder.owned(), phases() as progress:
+        run = assemble(wanted, resume=resume, progress=progress)
+        try:
+            with run.trackers:
+                result = train(run)
+        except Stopped as stopped:
+            print(f"Stopped after step {run.clock.step}; go on with: trainer train {recipe} --resume")
+            raise Exit(stopped.exit_code) from stopped
+    print(f"Done. The result: {result}  Pictures: {folder.root / 'previews'}")
