@@ -99,8 +99,6 @@ def assemble(recipe: Recipe, *, resume: bool, progress: Phases) -> Run:
     with accelerator.main_process_first():
         logger.info("%s", cache_data(recipe, account, model, progress))
     state = Checkpoints(folder, recipe.checkpoints).newest() if resume else None
-    if accelerator.is_main_process:
-        _write_beginning(recipe, folder)
     trackers = Trackers.open(
         recipe.trackers,
         folder,
@@ -110,6 +108,8 @@ def assemble(recipe: Recipe, *, resume: bool, progress: Phases) -> Run:
         show=lambda step, facts: progress("training", step, recipe.steps, facts),
     )
     run = _run(recipe, folder, model, account, accelerator, trackers)
+    if run.is_main:
+        _write_beginning(recipe, folder)
     if state is not None:
         run.restore(state)
         logger.info("Going on after step %d.", state.step)

@@ -102,3 +102,8 @@ def test_a_file_for_another_model_is_refused(small_model: Path) -> None:
         attach_lora(
             open_small(small_model), LoraState(tensors=tensors, alphas={"unet.down_blocks.7.resnets.0.conv1": 2})
         )
+
+
+def test_a_rank_wider_than_a_layer_is_refused(small_model: Path) -> None:
+    with pytest.raises(RecipeError, match=r"rank 64 is greater than the layer .* is wide \(8\)"):
+        Lora(rank=64).attach(open_small(small_model), Seeds(0))

@@ -35,6 +35,12 @@ def layers_named(model: DiffusionModel, words: Sequence[str]) -> list[str]:
     return [name for name, layer in layers if isinstance(layer, (nn.Linear, nn.Conv2d)) and pattern.fullmatch(name)]
 
 
+def width_of(model: DiffusionModel, layer: str) -> int:
+    """The greatest rank that a change of this layer's weight can have."""
+    weight = model.denoiser.get_parameter(f"{layer}.weight")
+    return min(weight.shape[0], weight[0].numel())
+
+
 def inject(model: DiffusionModel, layers: Sequence[str], config: Callable[[list[str]], Any], seed: int) -> Trainable:
     """Put a peft adapter beside the layers, its weights in float32 whatever the base's precision.
 

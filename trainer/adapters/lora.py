@@ -4,8 +4,9 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from trainer.adapters.injecting import inject, layers_named
+from trainer.adapters.injecting import inject, layers_named, width_of
 from trainer.adapters.trainable import Adapter, Trainable
+from trainer.core.errors import RecipeError
 from trainer.core.seeds import Seeds
 from trainer.families.model import DiffusionModel
 
@@ -27,11 +28,24 @@ class Lora(Adapter):
     """Which layers: attention, feed_forward, transformer (both, and the projections around them), convolution."""
 
     def attach(self, model: DiffusionModel, seeds: Seeds) -> Trainable:
-        """Down projections at random, up projections zero: the model predicts as before."""
+        """Down projections at random, up projections zero: the model predicts as before.
+
+        Raises:
+            RecipeError: the family has no layers of those names, or the rank is greater than one of them is wide.
+        """
         from peft import LoraConfig
+
+        layers = layers_named(model, self.layers)
+        narrowest = min(layers, key=lambda layer: width_of(model, layer))
+        if self.rank > width_of(model, narrowest):
+            raise RecipeError(
+                f"The rank {self.rank} is greater than the layer {narrowest} is wide ({width_of(model, narrowest)}).",
+                where="adapter.rank",
+                mend=f"Choose a rank of at most {width_of(model, narrowest)}; a wider adapter learns nothing more.",
+            )
 
         def config(targets: list[str]) -> Any:
             # peft annotates alpha as an integer and only ever divides it
             return LoraConfig(target_modules=targets, r=self.rank, lora_alpha=self.alpha, lora_dropout=self.dropout)  # pyright: ignore[reportArgumentType]
 
-        return inject(model, layers_named(model, self.layers), config, seeds.integer("adapter"))
+        return inject(model, layers, config, seeds.integer("adapter"))

@@ -96,13 +96,15 @@ class RunFolder:
 
     @contextmanager
     def owned(self) -> Generator[None, None, None]:
-        """Hold the run's lock; the system releases it even when the process is killed.
+        """Make the folder and hold the run's lock; the system releases it even when the process is killed.
 
         Raises:
+            RecipeError: the folder cannot be made or written to.
             CheckpointError: another process is training in this folder.
         """
         from filelock import FileLock, Timeout
 
+        self.create()
         lock = FileLock(self.root / ".lock")
         try:
             lock.acquire(timeout=0)

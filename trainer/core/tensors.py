@@ -49,11 +49,11 @@ def read_header(path: Path) -> Header:
             if not 2 <= size <= min(_MOST_HEADER_BYTES, path.stat().st_size - 8):
                 raise _broken(path, "its header does not fit into the file")
             entries: dict[str, Any] = json.loads(file.read(size).decode("utf-8"))
-        metadata: dict[str, str] = entries.pop("__metadata__", {})
+        metadata: dict[str, str] = dict(entries.pop("__metadata__", {}).items())
         tensors = {n: TensorFacts(str(e["dtype"]), tuple(int(d) for d in e["shape"])) for n, e in entries.items()}
     except OSError as error:
         raise WeightsError(f"This file cannot be read: {error.strerror}.", where=str(path)) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _broken(path, "its header is no JSON of the format") from error
     return Header(tensors=tensors, metadata={str(k): str(v) for k, v in metadata.items()})
 
