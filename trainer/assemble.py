@@ -10,7 +10,7 @@ import torch
 
 from trainer import __version__
 from trainer.core.clock import Clock
-from trainer.core.device import pick_device
+from trainer.core.device import is_first_process, pick_device
 from trainer.core.errors import CheckpointError
 from trainer.core.files import write_atomically
 from trainer.core.log import logger
@@ -93,7 +93,7 @@ def assemble(recipe: Recipe, *, resume: bool, progress: Phases) -> Run:
     folder.create()
     _check_beginning(recipe, folder, resume=resume)
     recipe.model.check()
-    account = look_at_data(recipe, folder, progress)
+    account = look_at_data(recipe, folder if is_first_process() else None, progress)
     accelerator = _accelerator(recipe)
     model = recipe.model.load(recipe.precision, accelerator.device)
     with accelerator.main_process_first():

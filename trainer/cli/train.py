@@ -17,7 +17,10 @@ def command(
 
     Example: trainer train recipes/character-lora.yaml steps=400 optimizer.rate=5e-4
     """
+    from contextlib import nullcontext
+
     from trainer.assemble import assemble, is_finished, run_folder_of
+    from trainer.core.device import is_first_process
     from trainer.core.progress import phases
     from trainer.loop.stopping import Stopped
     from trainer.loop.train import train
@@ -28,12 +31,15 @@ def command(
     if is_finished(wanted):
         print(f"This run is finished; nothing was changed. The result: {folder.result}")
         return
-    with folder.owned(), phases() as progress:
+    first = is_first_process()  # of several that share a run, one holds its lock and tells
+    with folder.owned() if first else nullcontext(), phases(quiet=not first) as progress:
         run = assemble(wanted, resume=resume, progress=progress)
         try:
             with run.trackers:
                 result = train(run)
         except Stopped as stopped:
-            print(f"Stopped after step {run.clock.step}; go on with: trainer train {recipe} --resume")
+            if first:
+                print(f"Stopped after step {run.clock.step}; go on with: trainer train {recipe} --resume")
             raise Exit(stopped.exit_code) from stopped
-    print(f"Done. The result: {result}  Pictures: {folder.root / 'previews'}")
+    if first:
+        print(f"Done. The result: {result}  Pictures: {folder.root / 'previews'}")

@@ -34,6 +34,11 @@ def pick_device() -> torch.device:
     return torch.device("cpu")
 
 
+def is_first_process() -> bool:
+    """Whether this process is the only one of its run, or the first of those that a launcher has started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def peak_bytes(device: torch.device) -> int:
     """The most memory used so far: allocated on the device for CUDA, resident in this process otherwise."""
     if device.type == "cuda":
