@@ -1,6 +1,6 @@
 """A short run on the small model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,3 +41,12 @@ def recipe_of(small_model: Path, pictures: Path, tmp_path: Path) -> Callable[...
         return read_recipe(path)
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate() -> Iterator[None]:
+    """accelerate keeps one state a process; a test begins without that of the one before."""
+    from accelerate.state import AcceleratorState
+
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage] - as its own tests do
