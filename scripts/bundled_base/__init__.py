@@ -1,0 +1,1 @@
+"""The workshop that makes the small base model which comes with the package."""
