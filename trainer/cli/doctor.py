@@ -20,7 +20,7 @@ _SHOWN = 5  # files named a finding; the JSON names all
 def command(
     target: Annotated[Path, Argument(help="A recipe file, or a folder of pictures.")],
     overrides: Annotated[
-        list[str] | None, Argument(metavar="[KEY=VALUE]...", help="Changes to a recipe, such as data.resolution=128.")
+        list[str] | None, Argument(metavar="KEY=VALUE", help="Changes to a recipe, such as data.resolution=128.")
     ] = None,
     json_file: Annotated[
         Path | None, Option("--json", metavar="FILE", help="Write the whole report here as well.")
