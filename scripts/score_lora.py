@@ -18,9 +18,9 @@ from PIL import Image
 
 from trainer.core.errors import DataError, TrainerError
 from trainer.core.files import write_atomically
-from trainer.data.decoding import open_image
 from trainer.data.example import Example
-from trainer.data.sources import scan
+from trainer.data.opened import OpenSources
+from trainer.data.scanning import scan
 from trainer.drawing import open_for_drawing
 from trainer.evaluation.features import BuiltIn, Rows
 from trainer.evaluation.previews import save_png
@@ -61,7 +61,7 @@ def main() -> None:
 def score(run: Path, prompts_file: Path, ordinary_file: Path, seeds: int) -> None:
     """Score one run; see the top of this file."""
     recipe = read_recipe(run / "recipe.yaml")
-    examples = scan(recipe.data.sources, recipe.data.limits).accepted
+    examples = scan(recipe.data.parts, recipe.data.limits).accepted
     prompts, ordinary_prompts = lines_of(prompts_file), lines_of(ordinary_file)
     refuse_training_captions([*prompts, *ordinary_prompts], examples)
     references = features_of(recipe, [example for example in examples if not example.regularisation])
@@ -124,7 +124,8 @@ def sheet(drawn: Drawn, prompts: Sequence[str]) -> Image.Image:
 
 def features_of(recipe: Recipe, examples: Sequence[Example]) -> Rows:
     """Features of training pictures, [N F]."""
-    return BuiltIn().load()([open_image(example.path, recipe.data.limits) for example in examples])
+    opened = OpenSources(recipe.data.parts)
+    return BuiltIn().load()([opened.picture(example, recipe.data.limits).image for example in examples])
 
 
 def lines_of(path: Path) -> list[str]:

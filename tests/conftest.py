@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image, ImageDraw
+
+# Examples take as long as a busy machine makes them.
+settings.register_profile("trainer", deadline=None)
+settings.load_profile("trainer")
 
 # Two OpenMP threads on busy cores stall each other: the small models of the tests are 20 times quicker with one.
 torch.set_num_threads(1)

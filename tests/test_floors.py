@@ -13,7 +13,8 @@ FLOORS = (
     {"evaluation"},
     {"loop"},
     {"recipe"},
-    {"assemble", "drawing", "memory", "ui"},
+    {"preparing"},
+    {"assemble", "drawing", "memory", "ray_cache", "ui"},
     {"cli"},
     {"__main__"},
 )

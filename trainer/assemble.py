@@ -10,7 +10,7 @@ import torch
 
 from trainer import __version__
 from trainer.core.clock import Clock
-from trainer.core.device import is_first_process, pick_device
+from trainer.core.device import pick_device
 from trainer.core.errors import CheckpointError
 from trainer.core.files import write_atomically
 from trainer.core.log import logger
@@ -19,12 +19,11 @@ from trainer.core.run_folder import RunFolder
 from trainer.core.seeds import Seeds
 from trainer.data.account import Account
 from trainer.data.batches import CachedBatches
-from trainer.data.filling import CacheReport, fill_cache
-from trainer.data.sources import scan
 from trainer.evaluation.previews import Previews
 from trainer.families.model import DiffusionModel
 from trainer.loop.checkpoints import Checkpoints
 from trainer.loop.run import Run
+from trainer.preparing import open_accelerator, prepare_data
 from trainer.recipe.reading import read_recipe, write_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.tracking.trackers import Trackers
@@ -35,7 +34,7 @@ from trainer.weights.metadata import TrainingFacts
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-MAY_CHANGE = frozenset({"steps", "previews", "trackers", "checkpoints", "export", "runs"})
+MAY_CHANGE = frozenset({"steps", "previews", "trackers", "checkpoints", "export", "runs", "captioner"})
 """Keys of a recipe that a resumed run may have otherwise than before: none decides a step that is already made."""
 
 _PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "safetensors")
@@ -50,31 +49,6 @@ def is_finished(recipe: Recipe) -> bool:
     """Whether the run has made all the steps that its recipe asked for."""
     folder = run_folder_of(recipe)
     return folder.result.is_file() and read_recipe(folder.recipe).steps >= recipe.steps
-
-
-def look_at_data(recipe: Recipe, folder: RunFolder | None, progress: Phases) -> Account:
-    """Decode every picture, write the account into the run's folder, and stop where files are refused.
-
-    Raises:
-        DataError: a source does not exist or is empty, or files are refused and the recipe says to stop then.
-    """
-    account = scan(recipe.data.sources, recipe.data.limits, progress)
-    if folder is not None:
-        write_atomically(folder.data, json.dumps(account.as_json(), indent=1, ensure_ascii=False))
-    account.check(recipe.data.on_reject)
-    return account
-
-
-def open_model(recipe: Recipe) -> DiffusionModel:
-    """The recipe's base model on this machine's best device."""
-    return recipe.model.load(recipe.precision, pick_device())
-
-
-def cache_data(recipe: Recipe, account: Account, model: DiffusionModel, progress: Phases) -> CacheReport:
-    """Encode what is not in the cache yet, and give the encoders' memory back."""
-    report = fill_cache(account.accepted, recipe.data, model.encoders(), Seeds(recipe.seed), progress)
-    model.release_encoders()
-    return report
 
 
 def assemble(recipe: Recipe, *, resume: bool, progress: Phases) -> Run:
@@ -93,11 +67,9 @@ def assemble(recipe: Recipe, *, resume: bool, progress: Phases) -> Run:
     folder.create()
     _check_beginning(recipe, folder, resume=resume)
     recipe.model.check()
-    account = look_at_data(recipe, folder if is_first_process() else None, progress)
-    accelerator = _accelerator(recipe)
-    model = recipe.model.load(recipe.precision, accelerator.device)
-    with accelerator.main_process_first():
-        logger.info("%s", cache_data(recipe, account, model, progress))
+    accelerator = open_accelerator(recipe)
+    model, account, report = prepare_data(recipe, folder, accelerator, progress)
+    logger.info("%s", report)
     state = Checkpoints(folder, recipe.checkpoints).newest() if resume else None
     trackers = Trackers.open(
         recipe.trackers,
@@ -132,7 +104,7 @@ def _run(
     rates = tuple(float(group["lr"]) for group in bare.param_groups)
     model.denoiser, optimizer = accelerator.prepare(model.denoiser, bare)
     batches = CachedBatches(
-        account.accepted,
+        account.training,
         recipe.data,
         model.encoders(),
         seeds,
@@ -174,18 +146,6 @@ def _run(
         checkpoints=Checkpoints(folder, recipe.checkpoints),
         trackers=trackers,
         export=write_result,
-    )
-
-
-def _accelerator(recipe: Recipe) -> "Accelerator":
-    from accelerate import Accelerator
-
-    on_cpu = pick_device().type == "cpu"
-    return Accelerator(
-        gradient_accumulation_steps=recipe.accumulate,
-        # float16 arithmetic needs a device that has it; loss scaling comes with it
-        mixed_precision=recipe.precision.mixed if not (on_cpu and recipe.precision.mixed == "fp16") else "no",
-        cpu=on_cpu,
     )
 
 

@@ -77,6 +77,7 @@ class Batch:
     weight: Tensor  # [B] float32; 1 unless the source asked otherwise, 0 for filling
     total: int  # examples in the whole batch over all processes, without filling
     keys: tuple[str, ...]  # content keys of the pictures, for messages
+    mask: Tensor | None = None  # [B 1 h w] float32 in 0 .. 1, how much each place counts; a row's sum is positive
 
     def __len__(self) -> int:
         """The number of examples in this process's part."""

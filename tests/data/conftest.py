@@ -78,14 +78,12 @@ def example() -> Callable[..., Example]:
         caption: str, *, regularisation: bool = False, key: str = "k", size: tuple[int, int] = (64, 64)
     ) -> Example:
         return Example(
-            path=Path("a.png"),
+            source=0,
+            locator="a.png",
             name="a.png",
             key=key,
             size=Size(*size),
-            caption=caption,
-            source=0,
-            repeats=1,
-            weight=1.0,
+            captions=(caption,) if caption else (),
             regularisation=regularisation,
         )
 

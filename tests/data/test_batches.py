@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from pydantic import ValidationError
 
 from trainer.batch import Batch
@@ -17,7 +18,7 @@ from trainer.core.seeds import Seeds
 from trainer.data.batches import CachedBatches, DataSettings
 from trainer.data.captions import CaptionRules
 from trainer.data.filling import CacheReport, fill_cache
-from trainer.data.sources import scan
+from trainer.data.scanning import scan
 
 Painter = Callable[..., Path]
 SEEDS = Seeds(5)
@@ -45,11 +46,11 @@ def settings(paint: Painter, tmp_path: Path) -> DataSettings:
 
 
 def fill(settings: DataSettings, encoders: Any, seeds: Seeds = SEEDS) -> CacheReport:
-    return fill_cache(scan(settings.sources, settings.limits).accepted, settings, encoders.both, seeds)
+    return fill_cache(scan(settings.parts, settings.limits).accepted, settings, encoders.both, seeds)
 
 
 def opened(settings: DataSettings, encoders: Any, **places: int) -> CachedBatches:
-    examples = scan(settings.sources, settings.limits).accepted
+    examples = scan(settings.parts, settings.limits).accepted
     return CachedBatches(examples, settings, encoders.both, SEEDS, **{"batch": 3, **places})
 
 
@@ -249,11 +250,11 @@ def test_a_broken_off_filling_keeps_what_it_had(settings: DataSettings, encoders
 
 def test_a_picture_that_is_not_cached_is_named(settings: DataSettings, encoders: Any) -> None:
     with pytest.raises(DataError, match="not in the cache"):
-        opened(settings, encoders)
+        opened(settings, encoders).numbered(0)
 
 
 def test_a_file_that_changes_after_the_scan_is_refused(settings: DataSettings, encoders: Any, paint: Painter) -> None:
-    examples = scan(settings.sources, settings.limits).accepted
+    examples = scan(settings.parts, settings.limits).accepted
     paint("own/0.png", shade=77)
     with pytest.raises(DataError, match="changed"):
         fill_cache(examples, settings, encoders.both, SEEDS)
@@ -265,7 +266,7 @@ def test_filling_tells_how_far_it_is(settings: DataSettings, encoders: Any) -> N
     def tell(what: str, done: int, total: int) -> None:
         told.append((what, done, total))
 
-    fill_cache(scan(settings.sources, settings.limits).accepted, settings, encoders.both, SEEDS, tell)
+    fill_cache(scan(settings.parts, settings.limits).accepted, settings, encoders.both, SEEDS, progress=tell)
     phases = {what: (done, total) for what, done, total in told}
     assert phases["encoding pictures"] == (14, 14)
     assert phases["encoding captions"][0] == phases["encoding captions"][1]
@@ -275,3 +276,78 @@ def test_settings_refuse_nonsense(tmp_path: Path) -> None:
     for wrong in ({"sources": []}, {"sources": [{"kind": "folder", "path": "x"}], "resolutoin": 3}):
         with pytest.raises(ValidationError):
             DataSettings.model_validate(wrong)
+
+
+def test_each_source_may_have_rules_of_its_own(paint: Painter, tmp_path: Path, encoders: Any) -> None:
+    paint("a/0.png", shade=1, caption="one, two")
+    paint("b/0.png", size=(96, 96), shade=2, caption="three")
+    settings = DataSettings.model_validate(
+        {
+            "sources": [
+                {"kind": "folder", "path": tmp_path / "pictures/a", "captions": {"trigger": "own"}, "flip": True},
+                {"kind": "folder", "path": tmp_path / "pictures/b", "resolution": 96},
+            ],
+            "resolution": 64,
+            "captions": {"trigger": "all"},
+            "cache": {"folder": tmp_path / "cache"},
+        }
+    )
+    report = fill(settings, encoders)
+    assert report.encoded_pictures == 3  # the first one mirrored too
+    assert encoders.words == {"own, one, two", "all, three"}
+    assert set(settings.buckets_of(opened(settings, encoders).examples, 4)) == {(64, 64), (96, 96)}
+
+
+def test_masks_come_with_their_pictures(paint: Painter, tmp_path: Path, encoders: Any) -> None:
+    for number in range(4):
+        paint(f"{number}.png", size=(64, 64), shade=number, caption="c")
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (0, 0, 16, 64))
+    mask.save(tmp_path / "pictures/2_mask.png")
+    source = {"kind": "folder", "path": tmp_path / "pictures", "masks": "files", "flip": True}
+    settings = DataSettings.model_validate(
+        {"sources": [source], "resolution": 64, "cache": {"folder": tmp_path / "cache"}}
+    )
+    fill(settings, encoders)
+    batches = opened(settings, encoders, batch=4)
+    masked = next(example.key for example in batches.examples if example.mask_key)
+    seen: set[int] = set()
+    for batch in islice(batches.starting_at(0), 12):
+        assert batch.mask is not None
+        for row, key in enumerate(batch.keys):
+            columns = batch.mask[row, 0].mean(dim=0)  # [w]
+            if key != masked:
+                assert bool((columns == 1).all())
+                continue
+            filled = torch.nonzero(columns > 0.5).flatten().tolist()
+            assert filled in ([0, 1, 2, 3], [12, 13, 14, 15])  # on the left, or mirrored
+            seen.add(filled[0])
+    assert seen == {0, 12}
+    plain = settings.model_copy(update={"sources": (settings.sources[0].model_copy(update={"masks": "none"}),)})
+    (tmp_path / "pictures/2_mask.png").unlink()
+    fill(plain, encoders)
+    assert opened(plain, encoders, batch=4).numbered(0).mask is None
+
+
+def test_several_places_show_all_of_a_long_picture(paint: Painter, tmp_path: Path, encoders: Any) -> None:
+    path = paint("long.png", size=(320, 64), caption="c")
+    stripes = Image.new("RGB", (320, 64))
+    for column in range(5):
+        stripes.paste((column * 60, 0, 0), (column * 64, 0, column * 64 + 64, 64))
+    stripes.save(path)
+    settings = DataSettings.model_validate(
+        {
+            "sources": [{"kind": "folder", "path": path.parent}],
+            "resolution": 64,
+            "buckets": {"max_aspect": 1},
+            "crops": {"places": 5},
+            "cache": {"folder": tmp_path / "cache"},
+        }
+    )
+    assert fill(settings, encoders).encoded_pictures == 5
+    batches = opened(settings, encoders, batch=1)
+    seen = {
+        (int(batch.geometry.crop[0, 1]), round(float(batch.latents[0, 0].mean() + 1) * 127.5 / 60))
+        for batch in islice(batches.starting_at(0), 60)
+    }
+    assert seen == {(0, 0), (64, 1), (128, 2), (192, 3), (256, 4)}

@@ -21,7 +21,7 @@ from trainer.batch import Conditioning, Encoders, Posterior
 from trainer.core.seeds import Seeds
 from trainer.data import filling
 from trainer.data.batches import DataSettings
-from trainer.data.sources import scan
+from trainer.data.scanning import scan
 
 pictures, cache, lives = sys.argv[1], sys.argv[2], int(sys.argv[3])
 filling._SHARD_SECONDS = 0.0  # a shard each entry
@@ -40,7 +40,7 @@ def encode_words(captions):
 encoders = Encoders(encode_pictures=encode_pictures, encode_words=encode_words, pictures_identity="p",
                     words_identity="w", scale=8)
 settings = DataSettings.model_validate({"sources": [{"kind": "folder", "path": pictures}], "cache": {"folder": cache}})
-report = filling.fill_cache(scan(settings.sources, settings.limits).accepted, settings, encoders, Seeds(0))
+report = filling.fill_cache(scan(settings.parts, settings.limits).accepted, settings, encoders, Seeds(0))
 print(report.encoded_pictures, report.reused_pictures)
 """
 
@@ -52,9 +52,8 @@ from trainer.data.example import Example, Size
 from trainer.data.sampler import BucketSampler
 
 sampler = BucketSampler([0, 2, 1] * 9, 4, Seeds(1))
-print([sampler.batch(number).instances for number in range(20)])
-one = Example(path=Path("a"), name="a", key="k", size=Size(1, 1), caption="a, b, c, d, e", source=0, repeats=1,
-              weight=1.0, regularisation=False)
+print([sampler.batch(number).examples for number in range(20)])
+one = Example(source=0, locator="a", name="a", key="k", size=Size(1, 1), captions=("a, b, c, d, e",))
 rules = CaptionRules(shuffle_tags=True, trigger="t")
 print([caption_of(one, rules, Seeds(1), epoch) for epoch in range(9)], sorted(captions_needed([one], rules, Seeds(1))))
 """

@@ -102,7 +102,7 @@ def test_pickles_are_refused_unopened(model_copy: Path, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="can run code"):
         find_weights(str(armed))
     weights = model_copy / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.rename(weights.with_suffix(".bin"))
+    weights.rename(weights.with_suffix(".BIN"))
     with pytest.raises(WeightsError, match="can run code"):
         Sd1(weights=str(model_copy)).check()
 
@@ -118,10 +118,18 @@ def test_damaged_and_missing_parts_are_named(model_copy: Path) -> None:
         Sd1(weights=str(model_copy)).check()
 
 
+def test_a_missing_tokenizer_is_named_before_the_weights_are_read(model_copy: Path) -> None:
+    shutil.rmtree(model_copy / "tokenizer")
+    with pytest.raises(WeightsError, match="tokenizer of this model cannot be loaded"):
+        Sd1(weights=str(model_copy)).check()
+
+
 def test_an_encoders_identity_follows_its_weights(model_copy: Path) -> None:
-    model = Sd1(weights=str(model_copy)).load(Precision.float32, CPU)
+    settings = Sd1(weights=str(model_copy))
+    model = settings.load(Precision.float32, CPU)
     before = model.encoders()
     change(model_copy / "vae" / "config.json", scaling_factor=0.7)
-    after = model.encoders()
+    again, after = model.encoders(), settings.load(Precision.float32, CPU).encoders()
+    assert again.pictures_identity == before.pictures_identity  # read once a model, since weights are gigabytes
     assert after.pictures_identity != before.pictures_identity
     assert after.words_identity == before.words_identity

@@ -14,15 +14,13 @@ from trainer.recipe.recipe import Recipe
 def examples(count: int, caption: str = "a cat, number {}", side: int = 600, repeats: int = 1) -> list[Example]:
     return [
         Example(
-            path=Path(f"{n}.png"),
+            source=0,
+            locator=f"{n}.png",
             name=f"{n}.png",
             key=f"{n:064d}",
             size=Size(side, side + 40),
-            caption=caption.replace("{}", str(n)),
-            source=0,
+            captions=(text,) if (text := caption.replace("{}", str(n))) else (),
             repeats=repeats,
-            weight=1.0,
-            regularisation=False,
         )
         for n in range(count)
     ]

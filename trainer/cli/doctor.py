@@ -1,6 +1,6 @@
 """trainer doctor RECIPE|FOLDER: what is wrong with a dataset, before hours are spent on it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Exit, Option
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.table import Table
 
-    from trainer.data.account import Account
     from trainer.data.batches import DataSettings
-    from trainer.data.doctor import Finding
+    from trainer.data.health.examining import Report
+    from trainer.data.health.findings import Finding, ModelFacts
 
 _SHOWN = 5  # files named a finding; the JSON names all
+_ROWS = 40  # of a table; the JSON holds all
 
 
 def command(
@@ -25,39 +27,51 @@ def command(
     json_file: Annotated[
         Path | None, Option("--json", metavar="FILE", help="Write the whole report here as well.")
     ] = None,
+    html_file: Annotated[
+        Path | None, Option("--html", metavar="FILE", help="Write a page with thumbnails here as well.")
+    ] = None,
+    quick: Annotated[
+        bool, Option("--quick", help="Look for no near copies and no blur, which takes a second look at all pixels.")
+    ] = False,
 ) -> None:
     """Examine the pictures and captions of a recipe before hours are spent.
 
-    Example: trainer doctor recipes/character-lora.yaml
+    Example: trainer doctor recipes/character-lora.yaml --html health.html
     """
     import json
 
     from rich.console import Console
 
     from trainer.core.errors import DataError
-    from trainer.core.files import write_atomically
+    from trainer.core.files import printable, write_atomically
     from trainer.core.progress import phases
-    from trainer.data.doctor import examine
-    from trainer.data.sources import scan
+    from trainer.data.health.examining import examine, look_closer
+    from trainer.data.health.page import write_page
+    from trainer.data.opened import OpenSources
+    from trainer.data.scanning import scan
 
     patient = _of_folder(target, overrides or []) if target.is_dir() else _of_recipe(target, overrides or [])
+    data, model = patient.data, patient.model
+    opened = OpenSources(data.parts)
     with phases() as progress:
-        account = scan(patient.data.sources, patient.data.limits, progress)
-    findings = [
-        *patient.findings,
-        *examine(account, patient.data, batch=patient.batch, scale=patient.scale, count_tokens=patient.count_tokens),
-    ]
+        verdicts, portraits = patient.memory("verdicts"), patient.memory("portraits")
+        account = scan(opened.parts, data.limits, progress, memory=verdicts)
+        seen = None if quick else look_closer(account, data, opened, model.scale, progress, portraits)
+        report = examine(
+            account, data, model=model, batch=patient.batch, portraits=seen, before=tuple(patient.findings)
+        )
+        if html_file is not None:
+            write_page(html_file, report, opened, printable(str(target)), progress)
     console = Console()
-    console.print(_files(account))
-    console.print(_shares(account))
-    console.print(_buckets(account, patient))
-    for finding in findings:
-        console.print(_text_of(finding), markup=False, highlight=False)
+    _show(console, report)
     if json_file is not None:
-        report = {"findings": [finding.as_json() for finding in findings], "account": account.as_json()}
-        write_atomically(json_file, json.dumps(report, indent=1, ensure_ascii=True) + "\n")
-        console.print(f"The whole report is in {json_file}.", markup=False)
-    if any(finding.level == "error" for finding in findings):
+        write_atomically(json_file, json.dumps(report.as_json(), indent=1, ensure_ascii=True) + "\n")
+    for file in (json_file, html_file):
+        if file is not None:
+            console.print(
+                f"The whole report is in {printable(str(file))}.", markup=False, highlight=False, soft_wrap=True
+            )
+    if report.refused:
         raise Exit(DataError.exit_code)
 
 
@@ -66,16 +80,21 @@ class _Patient:
     """What is examined, and what is known of the model that it is for."""
 
     data: "DataSettings"
+    model: "ModelFacts"
     batch: int = 1
-    scale: int = 8  # of every Stable Diffusion
-    count_tokens: Callable[[str], int] | None = None
+    cache: Path | None = None  # where what was seen is remembered
     findings: "list[Finding]" = field(default_factory=list["Finding"])
+
+    def memory(self, name: str) -> Path | None:
+        """The part of the cache for one sort of things; None: nothing is remembered."""
+        return None if self.cache is None else self.cache / name
 
 
 def _of_folder(folder: Path, overrides: Sequence[str]) -> _Patient:
     from trainer.core.errors import RecipeError
     from trainer.data.batches import DataSettings
-    from trainer.data.sources import ImageFolder
+    from trainer.data.health.findings import ModelFacts
+    from trainer.data.sources.folder import ImageFolder
 
     if overrides:
         raise RecipeError(
@@ -83,60 +102,83 @@ def _of_folder(folder: Path, overrides: Sequence[str]) -> _Patient:
             where=str(folder),
             mend="Leave them out, or examine a recipe that names the folder.",
         )
-    return _Patient(data=DataSettings(sources=(ImageFolder(path=folder),)))
+    return _Patient(data=DataSettings(sources=(ImageFolder(path=folder),)), model=ModelFacts())
 
 
 def _of_recipe(path: Path, overrides: Sequence[str]) -> _Patient:
     import torch
 
     from trainer.core.errors import WeightsError
-    from trainer.data.doctor import Finding
+    from trainer.data.health.findings import Finding, ModelFacts
     from trainer.recipe.reading import read_recipe
 
     recipe = read_recipe(path, overrides)
-    patient = _Patient(data=recipe.data, batch=recipe.batch)
+    patient = _Patient(data=recipe.data, model=ModelFacts(), batch=recipe.batch, cache=recipe.data.cache.folder)
     try:
         model = recipe.model.load(recipe.precision, torch.device("cpu"))
     except WeightsError as error:
         what = f"The base model cannot be opened, so tokens are not counted: {error.what}"
-        patient.findings.append(Finding("warning", what, mend=error.mend or ""))
+        patient.findings.append(Finding(kind="no-model", level="warning", what=what, mend=error.mend or ""))
         return patient
-    patient.scale, patient.count_tokens = model.latent.scale, model.count_tokens
+    patient.model = ModelFacts(
+        scale=model.latent.scale,
+        token_limit=model.token_limit,
+        count_tokens=model.count_tokens,
+        lost_words=model.lost_words,
+    )
     return patient
 
 
-def _files(account: "Account") -> "Table":
+def _show(console: "Console", report: "Report") -> None:
+    """The tables, then the findings, errors first."""
+    console.print(_files(report))
+    console.print(_shares(report))
+    console.print(_buckets(report))
+    for finding in report.findings:
+        console.print(_text_of(finding), markup=False, highlight=False, soft_wrap=True)
+    if not report.findings:
+        console.print("Nothing to mend.", markup=False, highlight=False)
+
+
+def _files(report: "Report") -> "Table":
     from rich.table import Table
 
-    table = Table("found", "pictures", "captions", "refused", "passed over", title="Files", title_justify="left")
-    numbers = (account.found, account.accepted, account.captions, account.rejected, account.ignored)
-    table.add_row(*(str(number if isinstance(number, int) else len(number)) for number in numbers))
+    names = ("found", "pictures", "captions", "masks", "refused", "passed over")
+    table = Table(*names, title="Files", title_justify="left")
+    counts = report.account.counts
+    numbers = (counts[name] for name in ("accepted", "captions", "masks", "rejected", "ignored"))
+    table.add_row(*(f"{number:,}" for number in (report.account.found, *numbers)))
     return table
 
 
-def _shares(account: "Account") -> "Table":
+def _shares(report: "Report") -> "Table":
     from rich.markup import escape
     from rich.table import Table
 
     from trainer.core.files import printable
-    from trainer.data.doctor import shares_of
+    from trainer.data.health.findings import percent
 
     table = Table("source", "pictures", "seen in an epoch", "share", title="Sources", title_justify="left")
-    for one in shares_of(account):
-        table.add_row(escape(printable(one.source)), str(one.pictures), str(one.showings), f"{one.share:.0%}")
+    for one in report.shares[:_ROWS]:
+        part = " (held out)" if one.held_out else " (regularisation)" if one.regularisation else ""
+        name = escape(printable(one.source)) + part
+        table.add_row(name, f"{one.pictures:,}", f"{one.showings:,}", percent(one.share))
     return table
 
 
-def _buckets(account: "Account", patient: _Patient) -> "Table":
+def _buckets(report: "Report") -> "Table":
     from rich.table import Table
 
-    from trainer.data.doctor import count_buckets
+    from trainer.data.health.findings import percent
 
-    title = f"Buckets of {patient.data.resolution} pixels, batches of {patient.batch}"
-    table = Table("size", "pictures", "seen in an epoch", "batches", title=title, title_justify="left")
-    for one in count_buckets(account, patient.data, patient.batch, patient.scale):
+    title = f"Buckets of {report.settings.resolution} pixels, batches of {report.batch}"
+    names = ("size", "pictures", "seen in an epoch", "batches", "cut off")
+    table = Table(*names, title=title, title_justify="left")
+    for one in report.buckets[:_ROWS]:
         size = f"{one.bucket.width} x {one.bucket.height}"
-        table.add_row(size, str(one.pictures), str(one.showings), str(one.batches))
+        table.add_row(size, f"{one.pictures:,}", f"{one.showings:,}", f"{one.batches:,}", percent(one.lost))
+    if len(report.buckets) > _ROWS:
+        table.add_row(f"and {len(report.buckets) - _ROWS} more")
     return table
 
 

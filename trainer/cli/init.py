@@ -95,9 +95,10 @@ def _look(images: Path) -> "Account":
     """
     from trainer.core.errors import DataError
     from trainer.data.decoding import ImageLimits
-    from trainer.data.sources import ImageFolder
+    from trainer.data.scanning import scan
+    from trainer.data.sources.folder import ImageFolder
 
-    account = ImageFolder(path=images).scan(0, ImageLimits())
+    account = scan([ImageFolder(path=images)], ImageLimits())
     if not account.accepted:
         raise DataError(
             "None of the pictures in this folder can be used.",

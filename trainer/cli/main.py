@@ -17,6 +17,8 @@ from trainer.core.errors import TrainerError
 VERBS = {
     "init": "Look at your pictures and write a recipe that is ready to run.",
     "doctor": "Examine the pictures and captions of a recipe.",
+    "caption": "Write the missing captions next to the pictures of a recipe or a folder.",
+    "plan": "Show sources, buckets, epochs and cache of a run before it begins.",
     "cache": "Encode pictures and words once.",
     "train": "Run a recipe from its start, or from where it stopped.",
     "sample": "Draw prompts with or without an adapter.",

@@ -6,10 +6,12 @@ import secrets
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from threading import Lock
 
 from trainer.core.errors import TrainerError
 
 _MEBIBYTE = 1 << 20
+_MASK_IS_MINE = Lock()  # two threads that read it at once would leave the wrong one behind
 
 
 @contextmanager
@@ -20,7 +22,7 @@ def replacing(path: Path) -> Generator[Path, None, None]:
     either the old file or the whole new one. After an error the temporary file is gone and the old file untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".{path.name[:80]}.{secrets.token_hex(6)}.tmp"
+    temporary = path.parent / f".{path.name[:40]}.{secrets.token_hex(6)}.tmp"  # a character has up to four bytes
     try:
         yield temporary
         flush_to_disk(temporary)
@@ -94,11 +96,14 @@ def inside(root: Path, relative: str) -> Path:
 
 def printable(text: str) -> str:
     """`text` without control and direction-changing characters, so that a file's name cannot paint the terminal."""
+    if text.isprintable():  # nearly always, and quick
+        return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _umask() -> int:
     """The process's file-mode mask; it can only be read by setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
+    with _MASK_IS_MINE:
+        mask = os.umask(0o022)
+        os.umask(mask)
     return mask

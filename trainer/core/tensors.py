@@ -94,15 +94,25 @@ def first_non_finite(tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
+def is_pickle(path: Path) -> bool:
+    """Whether a file of this name can run code when it is opened."""
+    return path.suffix.lower() in PICKLE_SUFFIXES
+
+
+def refused_pickle(path: Path) -> WeightsError:
+    """Why such a file is not opened."""
+    return WeightsError(
+        f"A {path.suffix} file can run code when it is opened, so we never open one.",
+        where=str(path),
+        mend="Get the .safetensors version of this model, or convert it in a place that you trust.",
+    )
+
+
 def _refuse_other_formats(path: Path) -> None:
     if not path.is_file():
         raise WeightsError("There is no such file.", where=str(path), mend="Check the path.")
-    if path.suffix.lower() in PICKLE_SUFFIXES:
-        raise WeightsError(
-            f"A {path.suffix} file can run code when it is opened, so we never open one.",
-            where=str(path),
-            mend="Get the .safetensors version of this model, or convert it in a place that you trust.",
-        )
+    if is_pickle(path):
+        raise refused_pickle(path)
 
 
 def _broken(path: Path, reason: str) -> WeightsError:

@@ -1,15 +1,18 @@
 """What became of every file of a dataset: nothing is dropped silently."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from itertools import islice
+from typing import Any, Final, Literal
 
 from trainer.core.errors import DataError
 from trainer.data.example import Example
+from trainer.data.examples import ExampleTable
 
 OnReject = Literal["stop", "skip"]
 
-_SHOWN = 10  # how many refused files a message names
+_SHOWN: Final = 10  # how many refused files a message names
+MOST_LISTED: Final = 100_000  # accepted pictures that stand in the JSON one by one; more go into a table beside it
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,14 +27,15 @@ class Remark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """Every file found, exactly once: a picture that is used, a caption that is used, refused, or passed over.
+    """Every file found, exactly once: a picture that is used, a caption or mask in use, refused, or passed over.
 
-    `len(accepted) + len(captions) + len(rejected) + len(ignored) == found`. A hidden folder, and a link to a folder,
-    count as one file; we do not look into them.
+    `len(accepted) + len(captions) + len(masks) + len(rejected) + len(ignored) == found`. A hidden folder, and a link
+    to a folder, count as one file; we do not look into them. Members of an archive and rows of a table count as files.
     """
 
-    accepted: tuple[Example, ...] = ()
+    accepted: ExampleTable = field(default_factory=lambda: ExampleTable.of(()))
     captions: tuple[Remark, ...] = ()  # caption files in use
+    masks: tuple[Remark, ...] = ()  # mask files in use
     rejected: tuple[Remark, ...] = ()  # meant to be used, but cannot be
     ignored: tuple[Remark, ...] = ()  # not meant to be used
     warnings: tuple[Remark, ...] = ()  # about files that stand in one of the lists above
@@ -40,23 +44,39 @@ class Account:
     @property
     def found(self) -> int:
         """How many files were seen."""
-        return len(self.accepted) + len(self.captions) + len(self.rejected) + len(self.ignored)
+        return sum(self.counts[name] for name in ("accepted", "captions", "masks", "rejected", "ignored"))
 
-    def as_json(self) -> dict[str, Any]:
-        """The account as plain lists and numbers, for `data.json`."""  # Any: JSON
-        counts = {
+    @property
+    def counts(self) -> dict[str, int]:
+        """The length of each list."""
+        return {
             "accepted": len(self.accepted),
             "captions": len(self.captions),
+            "masks": len(self.masks),
             "rejected": len(self.rejected),
             "ignored": len(self.ignored),
             "warnings": len(self.warnings),
         }
+
+    @property
+    def training(self) -> ExampleTable:
+        """The accepted pictures that are trained on."""
+        return self.accepted.select(~self.accepted.numbers("held_out"))
+
+    @property
+    def held_out(self) -> ExampleTable:
+        """The accepted pictures that are kept back."""
+        return self.accepted.select(self.accepted.numbers("held_out"))
+
+    def as_json(self) -> dict[str, Any]:
+        """The account as plain lists and numbers, for `data.json`."""  # Any: JSON
         return {
             "found": self.found,
-            "counts": counts,
+            "counts": self.counts,
             "sources": list(self.sources),
-            "accepted": [_example_as_json(example) for example in self.accepted],
+            "accepted": [_example_as_json(example) for example in islice(self.accepted, MOST_LISTED)],
             "captions": [asdict(remark) for remark in self.captions],
+            "masks": [asdict(remark) for remark in self.masks],
             "rejected": [asdict(remark) for remark in self.rejected],
             "ignored": [asdict(remark) for remark in self.ignored],
             "warnings": [asdict(remark) for remark in self.warnings],
@@ -87,8 +107,8 @@ class Draft:
 
     index: int
     source: str
-    accepted: list[Example] = field(default_factory=list[Example])
     captions: list[Remark] = field(default_factory=list[Remark])
+    masks: list[Remark] = field(default_factory=list[Remark])
     rejected: list[Remark] = field(default_factory=list[Remark])
     ignored: list[Remark] = field(default_factory=list[Remark])
     warnings: list[Remark] = field(default_factory=list[Remark])
@@ -96,6 +116,10 @@ class Draft:
     def caption(self, name: str) -> None:
         """A caption file in use."""
         self.captions.append(Remark(name, "a caption", self.index))
+
+    def mask(self, name: str) -> None:
+        """A mask file in use."""
+        self.masks.append(Remark(name, "a mask", self.index))
 
     def reject(self, name: str, reason: str, mend: str | None = None) -> None:
         """A file that was meant to be used, but cannot be."""
@@ -109,28 +133,17 @@ class Draft:
         """Something to know of a file that stands in another list."""
         self.warnings.append(Remark(name, reason, self.index))
 
-    def finish(self) -> Account:
-        """The account as written."""
-        return Account(
-            accepted=tuple(self.accepted),
-            captions=tuple(self.captions),
-            rejected=tuple(self.rejected),
-            ignored=tuple(self.ignored),
-            warnings=tuple(self.warnings),
-            sources=(self.source,),
-        )
 
-
-def join(accounts: Iterable[Account]) -> Account:
+def settle(drafts: Sequence[Draft], accepted: ExampleTable) -> Account:
     """One account of several sources, in their order."""
-    parts = tuple(accounts)
     return Account(
-        accepted=tuple(example for part in parts for example in part.accepted),
-        captions=tuple(remark for part in parts for remark in part.captions),
-        rejected=tuple(remark for part in parts for remark in part.rejected),
-        ignored=tuple(remark for part in parts for remark in part.ignored),
-        warnings=tuple(remark for part in parts for remark in part.warnings),
-        sources=tuple(source for part in parts for source in part.sources),
+        accepted=accepted,
+        captions=tuple(remark for draft in drafts for remark in draft.captions),
+        masks=tuple(remark for draft in drafts for remark in draft.masks),
+        rejected=tuple(remark for draft in drafts for remark in draft.rejected),
+        ignored=tuple(remark for draft in drafts for remark in draft.ignored),
+        warnings=tuple(remark for draft in drafts for remark in draft.warnings),
+        sources=tuple(draft.source for draft in drafts),
     )
 
 
@@ -141,8 +154,11 @@ def _example_as_json(example: Example) -> dict[str, Any]:
         "key": example.key,
         "width": example.size.width,
         "height": example.size.height,
-        "caption": example.caption,
+        "captions": list(example.captions),
+        "class_words": example.class_words,
         "repeats": example.repeats,
         "weight": example.weight,
         "regularisation": example.regularisation,
+        "held_out": example.held_out,
+        "mask": bool(example.mask_key),
     }

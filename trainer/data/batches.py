@@ -1,11 +1,14 @@
 """Examples -> batches, out of the cache: filled once, then read in any order."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field, NonNegativeInt, PositiveInt
 from torch import Tensor
 
@@ -14,16 +17,21 @@ from trainer.core.errors import DataError
 from trainer.core.seeds import Seeds
 from trainer.core.settings import Settings
 from trainer.data.account import OnReject
-from trainer.data.buckets import Bucket, BucketRules, assign, bucket_table
-from trainer.data.cache import TensorCache, cache_key
+from trainer.data.buckets import AssignedBuckets, Bucket, BucketRules, assign_all, bucket_table
+from trainer.data.cache import CacheDtype, TensorCache, cache_key
 from trainer.data.captions import NO_WORDS, CaptionRules, caption_of, is_dropped
-from trainer.data.cropping import CROP_RULE, place
+from trainer.data.cropping import CROP_RULE, CropRules, Cut, cuts_of, place
 from trainer.data.decoding import DECODER_VERSION, ImageLimits
 from trainer.data.example import Example
+from trainer.data.examples import ExampleTable
 from trainer.data.sampler import BucketSampler
 from trainer.data.sources import AnySource
+from trainer.data.sources.base import Source
 
-_NOT_CACHED: Final = "Run `trainer cache` on this recipe, which encodes what is missing or damaged."
+_NOT_CACHED: Final = (
+    "Run `trainer cache RECIPE --verify` and then `trainer cache RECIPE`, which encode what is missing or damaged; a "
+    "run that has begun goes on with --resume."
+)
 
 
 class CacheSettings(Settings):
@@ -33,6 +41,8 @@ class CacheSettings(Settings):
     """Can serve all recipes at once: an entry is found by its content, never by a name."""
     memory: NonNegativeInt = 268_435_456
     """How many bytes of entries stay in memory once they were read from the folder."""
+    dtype: CacheDtype = "float16"
+    """Number format of entries: float16 is the more exact one, bfloat16 holds any size of number."""
 
 
 class DataSettings(Settings):
@@ -46,6 +56,8 @@ class DataSettings(Settings):
     """Side of the square bucket in pixels; the other buckets have about as many pixels."""
     buckets: BucketRules = BucketRules()
     """Which shapes there are beside the square."""
+    crops: CropRules = CropRules()
+    """Where pictures are cut that do not have the shape of their bucket."""
     flip: bool = False
     """Whether pictures are also shown mirrored, half of the time; not for faces and writing."""
     limits: ImageLimits = ImageLimits()
@@ -55,20 +67,75 @@ class DataSettings(Settings):
     cache: CacheSettings = CacheSettings()
     """Where encoded pictures and words are kept."""
 
-    def buckets_of(self, examples: Sequence[Example], scale: int) -> list[Bucket]:
-        """The bucket of each example, with `scale` pixels a latent column."""
-        table = bucket_table(self.resolution, self.buckets, scale)
-        return [assign(example.size, table) for example in examples]
+    @cached_property
+    def parts(self) -> tuple[Source, ...]:
+        """The sources, lists of sources taken apart; `Example.source` counts these.
+
+        Raises:
+            DataError: a list of sources cannot be read.
+        """
+        return tuple(part for source in self.sources for part in source.parts())
+
+    @cached_property
+    def rules(self) -> tuple[CaptionRules, ...]:
+        """How the captions of each part are treated."""
+        return tuple(_merged(part.captions, self.captions) for part in self.parts)
+
+    def rules_of(self, example: Example) -> CaptionRules:
+        """How this picture's captions are treated: as its source says, and else as the recipe does."""
+        return self.rules[example.source]
+
+    def flips(self, example: Example) -> bool:
+        """Whether this picture is also shown mirrored."""
+        own = self.parts[example.source].flip
+        return self.flip if own is None else own
+
+    def resolution_of(self, source: int) -> int:
+        """The resolution of part number `source`."""
+        return self.parts[source].resolution or self.resolution
+
+    def cuts_of(self, example: Example, bucket: Bucket) -> tuple[Cut, ...]:
+        """Every way in which this picture is cut."""
+        return cuts_of(example.size, bucket, self.crops, flip=self.flips(example))
+
+    def buckets_of(self, examples: ExampleTable, scale: int, batch: int = 1) -> AssignedBuckets:
+        """The bucket of each example.
+
+        Args:
+            examples: all that are trained on together: small buckets may move into larger ones.
+            scale: pixels a latent column.
+            batch: examples at once in one process.
+        """
+        sources = examples.numbers("source")
+        sizes = np.stack((examples.numbers("width"), examples.numbers("height")), axis=1)
+        showings = examples.numbers("repeats")
+        resolutions = np.array([self.resolution_of(source) for source in range(len(self.parts))])[sources]
+        parts: list[tuple[NDArray[np.integer], AssignedBuckets]] = []
+        for resolution in np.unique(resolutions):
+            places = np.flatnonzero(resolutions == resolution)
+            table = bucket_table(int(resolution), self.buckets, scale)
+            parts.append((places, assign_all(sizes[places], showings[places], table, batch)))
+        return AssignedBuckets.joined(parts)
 
 
-def picture_key(example: Example, bucket: Bucket, *, mirrored: bool, identity: str) -> str:
+def _merged(own: CaptionRules | None, general: CaptionRules) -> CaptionRules:
+    """The general rules, with what a source says itself laid over them."""
+    if own is None:
+        return general
+    return general.model_copy(update={key: getattr(own, key) for key in own.model_fields_set})
+
+
+def picture_key(example: Example, bucket: Bucket, cut: Cut, identity: str, dtype: str) -> str:
     """The key of a picture's latents: its bytes, and everything that is done to them."""
-    return cache_key("picture", DECODER_VERSION, CROP_RULE, example.key, *bucket, mirrored, identity)
+    placed = place(example.size, bucket, cut)
+    where = (*placed.resized, placed.top, placed.left, cut.mirrored)
+    content = (example.key, example.mask_key)
+    return cache_key("picture", DECODER_VERSION, CROP_RULE, *content, *bucket, *where, identity, dtype)
 
 
-def words_key(caption: str, identity: str) -> str:
+def words_key(caption: str, identity: str, dtype: str) -> str:
     """The key of a caption's text states."""
-    return cache_key("words", caption, identity)
+    return cache_key("words", caption, identity, dtype)
 
 
 @dataclass(eq=False)
@@ -76,10 +143,10 @@ class CachedBatches:
     """The batches of a run, each a pure function of its number, out of a cache that `fill_cache` has filled.
 
     Raises:
-        DataError: there are no examples, or a picture is not in the cache.
+        DataError: there are no examples.
     """
 
-    examples: Sequence[Example]
+    examples: ExampleTable
     settings: DataSettings
     encoders: Encoders  # asked for their identities alone; none is loaded
     seeds: Seeds
@@ -90,18 +157,21 @@ class CachedBatches:
     def __post_init__(self) -> None:
         """Open the cache and plan the order."""
         if not self.examples:
-            raise DataError("There are no pictures to train on.", where="data.sources")
-        self._buckets = self.settings.buckets_of(self.examples, self.encoders.scale)
-        self._instances = [place for place, example in enumerate(self.examples) for _ in range(example.repeats)]
-        numbers = {bucket: number for number, bucket in enumerate(sorted(set(self._buckets)))}
-        bucket_of = [numbers[self._buckets[place]] for place in self._instances]
-        self._sampler = BucketSampler(bucket_of, self.batch, self.seeds, world=self.world, rank=self.rank)
+            raise DataError(
+                "There are no pictures to train on.", where="data.sources", mend="Add a source of pictures."
+            )
+        self._buckets = self.settings.buckets_of(self.examples, self.encoders.scale, self.batch)
+        self._sampler = BucketSampler(
+            self._buckets.numbers,
+            self.batch,
+            self.seeds,
+            repeats=self.examples.numbers("repeats"),
+            world=self.world,
+            rank=self.rank,
+        )
         cache = self.settings.cache
         self._pictures = TensorCache(cache.folder, self.encoders.pictures_identity, cache.memory // 2)
         self._words = TensorCache(cache.folder, self.encoders.words_identity, cache.memory // 2)
-        for example, bucket in zip(self.examples, self._buckets, strict=True):
-            if self._picture_key(example, bucket, mirrored=False) not in self._pictures:
-                raise DataError("This picture is not in the cache.", where=str(example.path), mend=_NOT_CACHED)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -121,11 +191,14 @@ class CachedBatches:
             DataError: an entry of the cache was damaged after the run began.
         """
         plan = self._sampler.batch(number)
-        places = [self._instances[instance] for instance in plan.instances]
-        examples = [self.examples[place] for place in places]
-        bucket = self._buckets[places[0]]
-        mirrored = [self._is_mirrored(number, slot) for slot in plan.slots]
-        posterior = self._posterior(examples, bucket, mirrored)
+        examples = [self.examples[index] for index in plan.examples]
+        bucket = self._buckets[plan.examples[0]]
+        cuts = [self._cut(example, bucket, number, slot) for example, slot in zip(examples, plan.slots, strict=True)]
+        rows = [self._row(example, bucket, cut) for example, cut in zip(examples, cuts, strict=True)]
+        posterior = Posterior(
+            mean=torch.stack([row["mean"] for row in rows]),
+            deviation=torch.stack([row["deviation"] for row in rows]),
+        )
         draw = self.seeds.normal("posterior", number, plan.slots, posterior.mean.shape[1:])
         weights = [
             example.weight if slot < plan.total else 0.0 for example, slot in zip(examples, plan.slots, strict=True)
@@ -135,48 +208,54 @@ class CachedBatches:
             slots=plan.slots,
             latents=posterior.sample(draw),
             words=self._conditioning(examples, number, plan.slots),
-            geometry=_geometry(examples, bucket, mirrored),
+            geometry=_geometry(examples, bucket, cuts),
             weight=torch.tensor(weights, dtype=torch.float32),
             total=plan.total,
             keys=tuple(example.key for example in examples),
+            mask=_masks(rows),
         )
 
-    def _picture_key(self, example: Example, bucket: Bucket, *, mirrored: bool) -> str:
-        return picture_key(example, bucket, mirrored=mirrored, identity=self.encoders.pictures_identity)
+    def _cut(self, example: Example, bucket: Bucket, number: int, slot: int) -> Cut:
+        """How the picture in this slot is cut: mirrored half of the time, at one of its places."""
+        cuts = self.settings.cuts_of(example, bucket)
+        mirrored = self.settings.flips(example) and self.seeds.uniform("flip", number, slot) < 0.5
+        places = [cut for cut in cuts if cut.mirrored == mirrored]
+        if len(places) == 1:
+            return places[0]
+        return places[int(self.seeds.uniform("place", number, slot) * len(places))]
 
-    def _is_mirrored(self, number: int, slot: int) -> bool:
-        return self.settings.flip and self.seeds.uniform("flip", number, slot) < 0.5
-
-    def _posterior(self, examples: Sequence[Example], bucket: Bucket, mirrored: Sequence[bool]) -> Posterior:
-        rows: list[dict[str, Tensor]] = []
-        for example, flipped in zip(examples, mirrored, strict=True):
-            row = self._pictures.read(self._picture_key(example, bucket, mirrored=flipped))
-            if row is None:
-                raise DataError("This picture is no longer in the cache.", where=str(example.path), mend=_NOT_CACHED)
-            rows.append(row)
-        return Posterior(
-            mean=torch.stack([row["mean"] for row in rows]),
-            deviation=torch.stack([row["deviation"] for row in rows]),
-        )
+    def _row(self, example: Example, bucket: Bucket, cut: Cut) -> dict[str, Tensor]:
+        key = picture_key(example, bucket, cut, self.encoders.pictures_identity, self.settings.cache.dtype)
+        row = self._pictures.read(key)
+        if row is None:
+            raise DataError("This picture is not in the cache.", where=example.name, mend=_NOT_CACHED)
+        return row
 
     def _conditioning(self, examples: Sequence[Example], number: int, slots: Sequence[int]) -> Conditioning:
-        rules, epoch = self.settings.captions, number // self.batches_per_epoch
+        epoch = number // self.batches_per_epoch
         rows: list[dict[str, Tensor]] = []
         for example, slot in zip(examples, slots, strict=True):
-            dropped = is_dropped(rules, self.seeds, number, slot)
+            rules = self.settings.rules_of(example)
+            dropped = is_dropped(rules, self.seeds, number, slot, epoch)
             caption = NO_WORDS if dropped else caption_of(example, rules, self.seeds, epoch)
-            row = self._words.read(words_key(caption, self.encoders.words_identity))
+            row = self._words.read(words_key(caption, self.encoders.words_identity, self.settings.cache.dtype))
             if row is None:
-                raise DataError("This caption is not in the cache.", where=str(example.path), mend=_NOT_CACHED)
+                raise DataError("This caption is not in the cache.", where=example.name, mend=_NOT_CACHED)
             rows.append(row)
         pooled = torch.stack([row["pooled"] for row in rows]) if "pooled" in rows[0] else None
         return Conditioning(tokens=torch.stack([row["tokens"] for row in rows]), pooled=pooled)
 
 
-def _geometry(examples: Sequence[Example], bucket: Bucket, mirrored: Sequence[bool]) -> Geometry:
-    places = [
-        place(example.size, bucket, mirrored=flipped) for example, flipped in zip(examples, mirrored, strict=True)
-    ]
+def _masks(rows: Sequence[Mapping[str, Tensor]]) -> Tensor | None:
+    """The masks [B 1 h w] of a batch, all ones where a picture has none; None where no picture has one."""
+    if not any("mask" in row for row in rows):
+        return None
+    whole = torch.ones((1, *rows[0]["mean"].shape[1:]))
+    return torch.stack([row.get("mask", whole) for row in rows])
+
+
+def _geometry(examples: Sequence[Example], bucket: Bucket, cuts: Sequence[Cut]) -> Geometry:
+    places = [place(example.size, bucket, cut) for example, cut in zip(examples, cuts, strict=True)]
     return Geometry(
         original=torch.tensor([[example.size.height, example.size.width] for example in examples]),
         crop=torch.tensor([[one.top, one.left] for one in places]),

@@ -1,100 +1,97 @@
-"""Latents and text states on disk, keyed by everything that shapes them; Arrow files, memory-mapped.
-
-A cache is a folder of shards. A shard is written under a temporary name, flushed, and renamed; it is never changed.
-Each row carries its own checksum. So a kill loses the rows of one unwritten shard, two processes may fill one cache,
-and what is damaged is found before it is used.
-"""
+"""Latents and text states on disk, keyed by everything that shapes them."""
 
 import hashlib
 import json
-import secrets
-import time
-import zlib
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+import struct
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.core.errors import TrainerError
-from trainer.core.files import replacing, write_atomically
+from trainer.core.files import write_atomically
 from trainer.core.log import logger
+from trainer.data.shard_rows import Truths
+from trainer.data.shards import ShardStore, writing
 
-_COLUMNS: Final = {"key": "string", "shapes": "string", "content": "binary", "checksum": "int64"}
-_LAYOUT: Final = "float16-1"  # part of every key: change it when rows are written in another way
-
-Table = Any
-"""A pyarrow.Table; pyarrow comes without types."""
+CacheDtype = Literal["float16", "bfloat16"]
+IDENTITY_NAME: Final = "identity.txt"
+_PIECE: Final = 16_384  # numbers; torch shares out the work from 32,768 on
+_LAYOUT: Final = "safetensors-1"  # part of every key: change it when rows are written in another way
+_DTYPES: Final[Mapping[CacheDtype, torch.dtype]] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_WORDS: Final = {torch.float16: "F16", torch.bfloat16: "BF16"}
+_ALWAYS: Final = {"mask": torch.float16}  # in 0 .. 1, where it is the more exact of the two
 
 Entry = Mapping[str, Tensor]
-"""Named tensors of one picture or one text; kept as float16."""
+"""Named tensors of one picture or one text; kept in 16 bits."""
 
 
 def cache_key(*parts: str | int | bool) -> str:
-    """A digest of everything that shapes an entry: content, sizes, rules, versions, the encoder's identity."""
+    """A digest of everything that shapes an entry: content, sizes, rules, versions, dtype, the encoder's identity."""
     return hashlib.sha256(json.dumps([_LAYOUT, *parts]).encode("utf-8")).hexdigest()
 
 
-@dataclass(frozen=True, slots=True)
-class _Row:
-    table: Table
-    shard: Path
-    number: int
+def folder_of(root: Path, identity: str) -> Path:
+    """The folder of an encoder's entries below the folder of all caches."""
+    return root / hashlib.sha256(identity.encode("utf-8")).hexdigest()[:16]
 
 
 class TensorCache:
-    """Entries of one encoder, in a folder of its own below `root`."""
+    """Entries of one encoder, in a folder of its own below `root`; any number of threads may read and write."""
 
-    def __init__(self, root: Path, identity: str, memory: int = 0) -> None:
-        """Open the cache, or begin it; shards that cannot be read are removed with a warning.
+    def __init__(self, root: Path, identity: str, memory: int = 0, dtype: CacheDtype = "float16") -> None:
+        """Open the cache, or begin it; files that are no whole shards are removed with a warning.
 
         Args:
             root: the folder of all caches.
             identity: what the encoder calls itself; names the folder.
             memory: how many bytes of entries to keep once they were read.
+            dtype: how new entries are written. Each row says its own, so a folder may hold both; put it into the key.
 
         Raises:
-            TrainerError: the folder cannot be written.
+            TrainerError: the folder cannot be read or written.
         """
-        self.folder = root / hashlib.sha256(identity.encode("utf-8")).hexdigest()[:16]
-        self._rows: dict[str, list[_Row]] = {}
-        self._shards: set[str] = set()
+        self.folder = folder_of(root, identity)
+        self._dtype = _DTYPES[dtype]
         self._kept: dict[str, dict[str, Tensor]] = {}
+        # What was first read stays: each epoch asks for everything once, where throwing out the oldest keeps less.
         self._free = memory
-        if not (self.folder / "identity.txt").exists():
-            with self._writing():
-                write_atomically(self.folder / "identity.txt", identity + "\n")
-        _remove_leftovers(self.folder)
-        self.refresh()
+        self._lock = threading.Lock()
+        self._store = ShardStore(self.folder)
+        if not (self.folder / IDENTITY_NAME).exists():
+            with writing(self.folder):
+                write_atomically(self.folder / IDENTITY_NAME, identity + "\n")
 
     def __len__(self) -> int:
         """How many keys there are, whether or not their rows are sound."""
-        return len(self._rows)
+        return len(self._store)
 
     def keys(self) -> list[str]:
         """All keys, whether or not their rows are sound."""
-        return sorted(self._rows)
+        return self._store.keys()
 
     def __contains__(self, key: str) -> bool:
-        """Whether there is a row for this key, sound or not; costs nothing."""
-        return bool(self._rows.get(key))
+        """Whether there is a row for this key, sound or not; nothing is read from the disk."""
+        return key in self._store
+
+    @property
+    def bytes(self) -> int:
+        """The size of its shards."""
+        return sum(shard.size for shard in self._store.shards)
+
+    def known(self, keys: Sequence[str]) -> Truths:
+        """`__contains__` of many keys at once [len(keys)]: a million take about a second."""
+        return self._store.known(keys)
 
     def refresh(self) -> None:
         """See also what other processes have written since."""
-        for shard in sorted(self.folder.glob("shard-*.arrow")):
-            if shard.name in self._shards:
-                continue
-            table = _open_shard(shard)
-            if table is None:
-                _remove(shard)
-                continue
-            self._shards.add(shard.name)
-            for number, key in enumerate(table.column("key").to_pylist()):
-                self._rows.setdefault(key, []).append(_Row(table, shard, number))
+        self._store.refresh()
+
+    def save_index(self) -> None:
+        """Make the next opening quick; called when much was written."""
+        self._store.save_index()
 
     def read(self, key: str) -> dict[str, Tensor] | None:
         """The entry in float32, or None if it is not there or damaged; damage is warned of."""
@@ -103,16 +100,20 @@ class TensorCache:
             kept = self._read_sound(key)
             if kept is None:
                 return None
-            size = sum(tensor.nbytes for tensor in kept.values())
-            if size <= self._free:
-                self._kept[key] = kept
-                self._free -= size
-        # By numpy: torch wakes all its threads for this, which costs milliseconds on busy cores.
-        return {name: torch.from_numpy(tensor.numpy().astype(np.float32)) for name, tensor in kept.items()}
+            self._keep(key, kept)
+        return {name: _as_float32(tensor) for name, tensor in kept.items()}
 
     def holds(self, key: str) -> bool:
-        """Whether the entry is there and sound: its bytes are read and compared with its checksum."""
-        return key in self._kept or self._read_sound(key) is not None
+        """Whether the entry is there and sound: its bytes are read and compared with their checksum."""
+        return key in self._kept or self._store.get(key) is not None
+
+    def as_stored(self, entry: Entry) -> dict[str, Tensor]:
+        """The tensors as `write` stores them, on the CPU, in memory of their own."""
+        stored: dict[str, Tensor] = {}
+        for name, tensor in entry.items():
+            stored[name] = torch.empty(tensor.shape, dtype=_ALWAYS.get(name, self._dtype))
+            stored[name].copy_(tensor.detach())
+        return stored
 
     def write(self, entries: Mapping[str, Entry]) -> None:
         """Add entries as one new shard; they are on the disk when this returns.
@@ -120,103 +121,54 @@ class TensorCache:
         Raises:
             TrainerError: the disk is full or cannot be written; nothing is then left behind.
         """
-        if not entries:
-            return
-        from datasets.arrow_writer import ArrowWriter
+        self._store.write({key: _as_bytes(self.as_stored(entry)) for key, entry in entries.items()})
 
-        from datasets import Features, Value
-
-        shard = self.folder / f"shard-{secrets.token_hex(12)}.arrow"
-        features = Features({name: Value(kind) for name, kind in _COLUMNS.items()})
-        with self._writing(), replacing(shard) as temporary:
-            writer = ArrowWriter(path=str(temporary), features=features)
-            try:
-                for key, entry in entries.items():
-                    writer.write(_as_row(key, entry))
-                writer.finalize()
-            finally:
-                writer.close()
-        self.refresh()
-
-    @contextmanager
-    def _writing(self) -> Generator[None, None, None]:
-        try:
-            yield
-        except OSError as error:
-            raise TrainerError(
-                f"The cache cannot be written: {error.strerror or error}.",
-                where=str(self.folder),
-                mend="Make room, or choose another folder with data.cache.folder=FOLDER; what is there is kept.",
-            ) from error
+    def _keep(self, key: str, entry: dict[str, Tensor]) -> None:
+        size = sum(tensor.nbytes for tensor in entry.values())
+        with self._lock:
+            if size <= self._free and key not in self._kept:
+                self._kept[key] = entry
+                self._free -= size
 
     def _read_sound(self, key: str) -> dict[str, Tensor] | None:
-        rows = self._rows.get(key, [])
-        while rows:
-            row = rows[-1]
-            entry = _from_row(key, row)
-            if entry is not None:
-                return entry
-            logger.warning("A damaged row in the cache is made again: %s", row.shard.name)
-            rows.pop()
-        return None
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+
+        content = self._store.get(key)
+        if content is None:
+            return None
+        try:
+            return load(content)
+        except (SafetensorError, ValueError, KeyError) as error:
+            logger.warning("A row in the cache holds no tensors and is made again: %s (%s)", key, error)
+            return None
 
 
-def _as_row(key: str, entry: Entry) -> dict[str, str | bytes | int]:
-    halves = {name: tensor.detach().cpu().to(torch.float16).contiguous() for name, tensor in entry.items()}
-    shapes = json.dumps([[name, list(half.shape)] for name, half in halves.items()])
-    content = b"".join(half.numpy().tobytes() for half in halves.values())
-    return {"key": key, "shapes": shapes, "content": content, "checksum": _checksum(key, shapes, content)}
-
-
-def _from_row(key: str, row: _Row) -> dict[str, Tensor] | None:
-    """The tensors of a row, in memory of their own, or None if its checksum is not that of its bytes."""
-    shapes = row.table.column("shapes")[row.number].as_py()
-    content = row.table.column("content")[row.number].as_buffer()
-    if content is None or row.table.column("checksum")[row.number].as_py() != _checksum(key, shapes, content):
-        return None
-    numbers = np.frombuffer(content, dtype=np.float16).copy()  # a copy: the mapped file is read-only
-    tensors: dict[str, Tensor] = {}
+def _as_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    """Tensors of 16 bits in safetensors form, which the library reads; its own writing takes ten times as long."""
+    header: dict[str, dict[str, object]] = {}
+    pieces: list[bytes] = []
     start = 0
-    for name, shape in json.loads(shapes):
-        length = int(np.prod(shape))
-        tensors[name] = torch.from_numpy(numbers[start : start + length].reshape(shape))
-        start += length
-    return tensors
+    for name, tensor in tensors.items():
+        piece = tensor.view(torch.int16).numpy().tobytes()
+        header[name] = {
+            "dtype": _WORDS[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [start, start + len(piece)],
+        }
+        pieces.append(piece)
+        start += len(piece)
+    text = json.dumps(header, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return b"".join((struct.pack("<Q", len(text)), text, *pieces))
 
 
-def _checksum(key: str, shapes: str | None, content: "bytes | memoryview") -> int:
-    return zlib.crc32(content, zlib.crc32(f"{key} {shapes}".encode()))
-
-
-def _open_shard(shard: Path) -> Table | None:
-    """The rows of a shard, mapped and not yet read; None if it is no whole shard of ours."""
-    import pyarrow
-
-    from datasets import Dataset
-
-    try:
-        table = Dataset.from_file(str(shard)).data.table
-        table.validate(full=True)  # offsets that point outside would be read without a check
-    except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-        logger.warning("A damaged file of the cache is removed and made again: %s (%s)", shard.name, error)
-        return None
-    if {field.name: str(field.type) for field in table.schema} != _COLUMNS:
-        logger.warning("A foreign file in the cache is removed: %s", shard.name)
-        return None
-    return table
-
-
-def _remove(shard: Path) -> None:
-    try:
-        shard.unlink(missing_ok=True)
-    except OSError as error:  # another process may have it open, on Windows
-        logger.warning("It could not be removed: %s", error)
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Take away what killed processes had begun to write; a living one needs seconds for a shard, not a day."""
-    yesterday = time.time() - 86_400
-    for leftover in folder.glob(".shard-*.tmp"):
-        with suppress(OSError):  # another process was quicker
-            if leftover.stat().st_mtime < yesterday:
-                leftover.unlink()
+def _as_float32(tensor: Tensor) -> Tensor:
+    """A copy in float32, made in pieces so small that torch wakes no threads: that costs milliseconds on busy cores."""
+    if tensor.numel() <= _PIECE:
+        return tensor.to(torch.float32, copy=True)
+    flat = tensor.reshape(-1)
+    converted = torch.empty(tensor.numel(), dtype=torch.float32)
+    for start in range(0, tensor.numel(), _PIECE):
+        converted[start : start + _PIECE] = flat[start : start + _PIECE]
+    return converted.view(tensor.shape)

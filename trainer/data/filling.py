@@ -1,45 +1,40 @@
 """Fill the cache: encode what is not in it yet, and nothing else."""
 
-import os
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+import secrets
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from functools import cached_property
+from typing import Final
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
 
 from trainer.batch import Encoders
-from trainer.core.errors import DataError, NonFiniteError
 from trainer.core.seeds import Seeds
-from trainer.data.batches import DataSettings, picture_key, words_key
-from trainer.data.buckets import Bucket
-from trainer.data.cache import Entry, TensorCache
+from trainer.data.batches import DataSettings, words_key
+from trainer.data.cache import TensorCache
 from trainer.data.captions import captions_needed
-from trainer.data.cropping import fit
-from trainer.data.decoding import ImageLimits, read_picture
-from trainer.data.example import Example, Progress
+from trainer.data.encoding import Encoding, PictureWork, WordsWork, words_at_once
+from trainer.data.example import Progress
+from trainer.data.examples import ExampleTable
+from trainer.data.gathering import Gatherer
+from trainer.data.opened import OpenSources
+from trainer.data.planning import Counts, Known, PicturePlan, Share
 
-_PIXELS_AT_ONCE: Final = 512 * 512  # a 512-pixel picture fills a GPU by itself, and more would cost memory
-_MOST_AT_ONCE: Final = 16
-_SHARD_BYTES: Final = 64 * 1024 * 1024
-_SHARD_SECONDS: Final = 30.0  # what a kill can cost
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_BYTES_CHECKED: Final = 2_000_000_000  # seconds of reading
+_TURN: Final = 256  # texts whose presence is looked at again together, right before they are encoded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CacheReport:
     """What was done and what was there already."""
 
-    encoded_pictures: int
-    reused_pictures: int
-    encoded_captions: int
-    reused_captions: int
+    encoded_pictures: int = 0
+    reused_pictures: int = 0
+    encoded_captions: int = 0
+    reused_captions: int = 0
 
     def __str__(self) -> str:
         """The report as a person reads it."""
@@ -48,179 +43,228 @@ class CacheReport:
         return f"{pictures}; {captions}."
 
 
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """One picture that is not in the cache."""
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a run asks of the cache."""
 
-    key: str
-    example: Example
-    bucket: Bucket
-    mirrored: bool
+    examples: ExampleTable
+    settings: DataSettings
+    encoders: Encoders
+    seeds: Seeds
+    batch: int = 1  # examples at once in one process: small buckets may move into larger ones
+
+    @cached_property
+    def encoding(self) -> Encoding:
+        """How entries are made."""
+        return encoding_of(self.settings, self.encoders)
+
+    def caches(self) -> tuple[TensorCache, TensorCache]:
+        """The cache of pictures and that of text states, as they are now."""
+        return caches_of(self.settings, self.encoders)
+
+    def plan(self, share: Share) -> PicturePlan:
+        """The entries of pictures."""
+        return PicturePlan(self.examples, self.settings, self.encoders, self.batch, share)
+
+    def texts(self) -> list[WordsWork]:
+        """Each distinct text that a run of any length can ask for."""
+        needed = captions_needed(self.examples, self.settings.rules_of, self.seeds)
+        identity, dtype = self.encoders.words_identity, self.settings.cache.dtype
+        return [WordsWork(words_key(text, identity, dtype), text) for text in sorted(needed)]
 
 
-def fill_cache(
-    examples: Sequence[Example],
-    settings: DataSettings,
-    encoders: Encoders,
-    seeds: Seeds,
-    progress: Progress | None = None,
-) -> CacheReport:
-    """Every picture and every text that a run on `examples` can ask for is in the cache, sound and finite.
+class Checked:
+    """Whether entries are there, and, for the first gigabytes, whether they are still as they were written.
 
-    Entries that are there are compared with their checksums. Batches have one fixed size a bucket, filled up where
-    needed, so that an entry does not depend on what else was missing.
-
-    Raises:
-        DataError: a file was changed since the scan, or can no longer be read.
-        NonFiniteError: an encoder gave NaN or infinity; names the file or the words.
+    So a cache of usual size is sound before a run begins. To read a huge one whenever a run starts would take longer
+    than what it finds is worth: there each row is compared with its checksum when it is used, as always, and
+    `trainer cache --verify` reads all of them.
     """
-    tell = progress or _tell_nobody
-    pictures = TensorCache(settings.cache.folder, encoders.pictures_identity)
-    words = TensorCache(settings.cache.folder, encoders.words_identity)
-    jobs = _jobs(examples, settings, encoders)
-    missing = [job for job in _watched("checking the cache", jobs, tell) if not pictures.holds(job.key)]
-    texts = {
-        words_key(text, encoders.words_identity): text
-        for text in sorted(captions_needed(examples, settings.captions, seeds))
-    }
-    unread = [key for key in texts if not words.holds(key)]
-    with torch.no_grad():  # not inference_mode: what a network loads in there could never be trained
-        _encode_pictures(missing, settings.limits, encoders, pictures, tell)
-        _encode_words([(key, texts[key]) for key in unread], encoders, words, tell)
-    return CacheReport(
-        encoded_pictures=len(missing),
-        reused_pictures=len(jobs) - len(missing),
-        encoded_captions=len(unread),
-        reused_captions=len(texts) - len(unread),
+
+    def __init__(self, cache: TensorCache) -> None:
+        self._cache = cache
+        size = sum(file.stat().st_size for file in cache.folder.glob("shard-*.arrow"))
+        self._left = len(cache) * _BYTES_CHECKED // max(size, _BYTES_CHECKED)  # entries of the usual size
+
+    def __call__(self, keys: Sequence[str]) -> Sequence[bool]:
+        """For each key, whether there is a sound entry; damaged ones are warned of and forgotten."""
+        there = self._cache.known(keys).tolist()
+        return [known and self._is_sound(key) for key, known in zip(keys, there, strict=True)]
+
+    def _is_sound(self, key: str) -> bool:
+        self._left -= 1
+        return self._left < 0 or self._cache.holds(key)
+
+
+def encoding_of(settings: DataSettings, encoders: Encoders) -> Encoding:
+    """How entries are made."""
+    return Encoding(
+        sources=OpenSources(settings.parts),
+        limits=settings.limits,
+        encoders=encoders,
+        dtype=torch.bfloat16 if settings.cache.dtype == "bfloat16" else torch.float16,
     )
 
 
-def _jobs(examples: Sequence[Example], settings: DataSettings, encoders: Encoders) -> list[_Job]:
-    """Each distinct picture once, ordered by bucket."""
-    jobs: dict[str, _Job] = {}
-    for example, bucket in zip(examples, settings.buckets_of(examples, encoders.scale), strict=True):
-        for mirrored in (False, True) if settings.flip else (False,):
-            key = picture_key(example, bucket, mirrored=mirrored, identity=encoders.pictures_identity)
-            jobs.setdefault(key, _Job(key, example, bucket, mirrored))
-    return sorted(jobs.values(), key=lambda job: job.bucket)
+def caches_of(settings: DataSettings, encoders: Encoders) -> tuple[TensorCache, TensorCache]:
+    """The cache of pictures and that of text states, as they are now."""
+    folder, dtype = settings.cache.folder, settings.cache.dtype
+    return (
+        TensorCache(folder, encoders.pictures_identity, dtype=dtype),
+        TensorCache(folder, encoders.words_identity, dtype=dtype),
+    )
 
 
-def _encode_pictures(
-    jobs: Sequence[_Job], limits: ImageLimits, encoders: Encoders, cache: TensorCache, tell: Progress
+def fill_cache(  # noqa: PLR0913 - each is needed, and a run has all of them at hand
+    examples: ExampleTable,
+    settings: DataSettings,
+    encoders: Encoders,
+    seeds: Seeds,
+    *,
+    batch: int = 1,
+    share: Share | None = None,
+    progress: Progress | None = None,
+) -> CacheReport:
+    """Every picture and every text that a run on `examples` can ask for is in the cache, and finite.
+
+    Pictures are decoded ahead in threads, encoded on the device, and written behind. What was encoded before an error,
+    or before an interruption, is in the cache.
+
+    Args:
+        examples: all that are trained on.
+        settings: how.
+        encoders: what encodes; loaded only where something is missing.
+        seeds: of the run, which decide the words of its captions.
+        batch: examples at once in one process of the run.
+        share: which part is this process's, where several fill the cache; the others' part may still be missing then.
+        progress: told how far it is.
+
+    Raises:
+        DataError: a file was changed since it was looked at, or can no longer be read; or a mask is lost in the crop.
+        NonFiniteError: an encoder gave NaN or infinity; names the picture or the words.
+        TrainerError: the cache cannot be written.
+    """
+    needs = Needs(examples=examples, settings=settings, encoders=encoders, seeds=seeds, batch=batch)
+    tell = progress or _tell_nobody
+    share = share or Share()
+    picture_cache, word_cache = needs.caches()
+    pictures = _fill_pictures(needs, picture_cache, share, tell)
+    captions = _fill_words(needs, word_cache, share, tell)
+    return CacheReport(
+        encoded_pictures=pictures.missing,
+        reused_pictures=pictures.needed - pictures.missing,
+        encoded_captions=captions.missing,
+        reused_captions=captions.needed - captions.missing,
+    )
+
+
+def needed_keys(
+    examples: ExampleTable, settings: DataSettings, encoders: Encoders, seeds: Seeds, batch: int = 1
+) -> dict[str, set[str]]:
+    """All keys that a run on `examples` can ask for, by the identity of their encoder; the others can be pruned."""
+    needs = Needs(examples=examples, settings=settings, encoders=encoders, seeds=seeds, batch=batch)
+    needed: dict[str, set[str]] = {encoders.pictures_identity: set(), encoders.words_identity: set()}
+    needed[encoders.pictures_identity].update(needs.plan(Share()).keys())
+    needed[encoders.words_identity].update(work.key for work in needs.texts())
+    return needed
+
+
+def encode_again(
+    settings: DataSettings,
+    encoders: Encoders,
+    *,
+    pictures: Sequence[PictureWork] = (),
+    words: Sequence[WordsWork] = (),
 ) -> None:
-    done = 0
-    with ExitStack() as stack:
-        shards = stack.enter_context(_Shards(cache))
-        pool = stack.enter_context(ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)))
-        decoded = _ahead(pool, lambda job: _pixels_of(job, limits), jobs)
-        for piece in _pieces(jobs):
-            at_once = _at_once(piece[0].bucket)
-            pixels = [next(decoded) for _ in piece]
-            filled = torch.stack(pixels + pixels[-1:] * (at_once - len(pixels)))
-            posterior = encoders.encode_pictures(filled)
-            for job, mean, deviation in zip(piece, posterior.mean, posterior.deviation, strict=False):
-                entry = {"mean": mean, "deviation": deviation}
-                _check_finite(entry, "The autoencoder", str(job.example.path))
-                shards.add(job.key, entry)
-            done += len(piece)
-            tell("encoding pictures", done, len(jobs))
+    """Make some entries anew, whatever is in the cache: the way out of a run that finds one damaged.
+
+    Whoever reads sees them after a `refresh`. Loads the encoder that is needed.
+
+    Raises:
+        TrainerError: as `fill_cache`.
+    """
+    encode_all(encoding_of(settings, encoders), caches_of(settings, encoders), pictures, words)
 
 
-def _encode_words(texts: Sequence[tuple[str, str]], encoders: Encoders, cache: TensorCache, tell: Progress) -> None:
-    with _Shards(cache) as shards:
-        for start in range(0, len(texts), _MOST_AT_ONCE):
-            piece = texts[start : start + _MOST_AT_ONCE]
-            captions = [text for _, text in piece]
-            words = encoders.encode_words(captions + captions[-1:] * (_MOST_AT_ONCE - len(captions)))
-            for row, (key, text) in enumerate(piece):
-                entry = {"tokens": words.tokens[row]}
-                if words.pooled is not None:
-                    entry["pooled"] = words.pooled[row]
-                _check_finite(entry, "The text encoder", f"the caption {text!r}")
-                shards.add(key, entry)
-            tell("encoding captions", start + len(piece), len(texts))
+def encode_all(
+    encoding: Encoding,
+    caches: tuple[TensorCache, TensorCache],
+    pictures: Iterable[PictureWork],
+    words: Iterable[WordsWork],
+) -> tuple[int, int]:
+    """Encode these into the caches of pictures and of text states; gives how many entries of each were made.
+
+    Raises:
+        TrainerError: as `fill_cache`.
+    """
+    done = Counter[str]()
+    with Gatherer(caches[0]) as gatherer:
+        encoding.pictures(pictures, gatherer, lambda count: done.update(pictures=count))
+    with Gatherer(caches[1]) as gatherer:
+        encoding.words(words, gatherer, lambda count: done.update(words=count))
+    return done["pictures"], done["words"]
 
 
-def _pixels_of(job: _Job, limits: ImageLimits) -> Tensor:
-    picture = read_picture(job.example.path, limits)
-    if picture.key != job.example.key:
-        raise DataError(
-            "This file was changed while it was being read.",
-            where=str(job.example.path),
-            mend="Start again when nothing writes into the folder any more.",
-        )
-    return fit(picture.image, job.bucket, mirrored=job.mirrored)[0]
+def missing_words(texts: Sequence[WordsWork], known: Known, share: Share) -> tuple[list[WordsWork], Counts]:
+    """The texts of this process's share that are not in the cache."""
+    mine = share.takes(np.arange(len(texts)) // words_at_once())
+    own = [work for work, taken in zip(texts, mine.tolist(), strict=True) if taken]
+    there = known([work.key for work in own])
+    missing = [work for work, known_already in zip(own, there, strict=True) if not known_already]
+    return missing, Counts(len(own), len(missing))
 
 
-def _at_once(bucket: Bucket) -> int:
-    return max(1, min(_MOST_AT_ONCE, _PIXELS_AT_ONCE // (bucket.width * bucket.height)))
+def _fill_pictures(needs: Needs, cache: TensorCache, share: Share, tell: Progress) -> Counts:
+    """Gives what was needed and what was encoded."""
+    plan = needs.plan(share)
+    positions, counts = plan.missing(Checked(cache), lambda done, total: tell("checking the cache", done, total))
+    tally = _Tally("encoding pictures", counts.missing, tell)
+    if counts.missing:
+        with Gatherer(cache) as gatherer:
+            needs.encoding.pictures(plan.works(_turned(positions), gatherer.known), gatherer, tally)
+        cache.save_index()
+    return counts._replace(missing=tally.done)
 
 
-def _pieces(jobs: Sequence[_Job]) -> Iterator[Sequence[_Job]]:
-    """Jobs of one bucket, as many as are encoded at once."""
-    start = 0
-    while start < len(jobs):
-        bucket = jobs[start].bucket
-        piece = [job for job in jobs[start : start + _at_once(bucket)] if job.bucket == bucket]
-        yield piece
-        start += len(piece)
+def _fill_words(needs: Needs, cache: TensorCache, share: Share, tell: Progress) -> Counts:
+    missing, counts = missing_words(needs.texts(), Checked(cache), share)
+    tally = _Tally("encoding captions", counts.missing, tell)
+    if missing:
+        with Gatherer(cache) as gatherer:
+            needs.encoding.words(_still_missing(missing, gatherer.known), gatherer, tally)
+        cache.save_index()
+    return counts._replace(missing=tally.done)
 
 
-def _check_finite(entry: Entry, encoder: str, where: str) -> None:
-    for tensor in entry.values():
-        # As it will be stored: what float16 cannot hold is infinite there.
-        if not bool(torch.isfinite(tensor.to(torch.float16)).all()):
-            raise NonFiniteError(
-                f"{encoder} gave numbers that are not finite, or beyond 65,504.",
-                where=where,
-                mend="Use precision=bfloat16 or float32; if it persists, the weights or the file are damaged.",
-            )
+def _turned(positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The same in a circle, begun anywhere.
+
+    So, of two processes that a person has started side by side, each soon does what the other then finds done. An entry
+    does not depend on the order in which it is made.
+    """
+    return np.roll(positions, secrets.randbelow(len(positions)))
 
 
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Results in order, computed a little ahead of their use and no further, so that they do not fill the memory."""
-    waiting: deque[Future[Result]] = deque()
-    for item in items:
-        waiting.append(pool.submit(work, item))
-        if len(waiting) > 2 * _MOST_AT_ONCE:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+def _still_missing(works: Sequence[WordsWork], known: Known) -> Iterator[WordsWork]:
+    """The same, begun anywhere, without those that are known when their turn comes."""
+    order = _turned(np.arange(len(works))).tolist()
+    for start in range(0, len(order), _TURN):
+        turn = [works[place] for place in order[start : start + _TURN]]
+        there = known([work.key for work in turn])
+        yield from (work for work, known_by_now in zip(turn, there, strict=True) if not known_by_now)
 
 
-def _watched(what: str, items: Sequence[Item], tell: Progress) -> Iterator[Item]:
-    for number, item in enumerate(items, start=1):
-        yield item
-        tell(what, number, len(items))
+class _Tally:
+    """Counts what was encoded, and tells how far that is."""
+
+    def __init__(self, title: str, total: int, tell: Progress) -> None:
+        self.done = 0
+        self._title, self._total, self._tell = title, total, tell
+
+    def __call__(self, count: int) -> None:
+        self.done += count
+        self._tell(self._title, self.done, self._total)
 
 
 def _tell_nobody(_what: str, _done: int, _total: int) -> None:
     pass
-
-
-class _Shards:
-    """Gathers entries into shards of a sensible size; what is gathered is written even when the work breaks off."""
-
-    def __init__(self, cache: TensorCache) -> None:
-        self._cache = cache
-        self._entries: dict[str, Mapping[str, Tensor]] = {}
-        self._bytes = 0
-        self._since = time.monotonic()
-
-    def __enter__(self) -> "_Shards":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._write()
-
-    def add(self, key: str, entry: Entry) -> None:
-        """Take one entry; write all when they are many or old."""
-        # Copied out of the batch, which would otherwise stay in memory as a whole.
-        self._entries[key] = {name: tensor.detach().cpu().to(torch.float16).clone() for name, tensor in entry.items()}
-        self._bytes += sum(tensor.nbytes for tensor in self._entries[key].values())
-        if self._bytes >= _SHARD_BYTES or time.monotonic() - self._since >= _SHARD_SECONDS:
-            self._write()
-
-    def _write(self) -> None:
-        self._cache.write(self._entries)
-        self._entries, self._bytes, self._since = {}, 0, time.monotonic()

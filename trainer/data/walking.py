@@ -4,19 +4,29 @@ import os
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Final
 
 from trainer.core.errors import DataError
 from trainer.core.files import printable
 
-_SYSTEM_FILES = {"thumbs.db", "desktop.ini", "__macosx"}
+# In small letters. A NAS keeps thumbnails of every picture in @eaDir, and deleted pictures in its recycle bin.
+_SYSTEM_NAMES: Final = frozenset(("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "icon\r")) | {
+    *("__macosx", "@eadir", "#recycle", "$recycle.bin", "lost+found", "system volume information")
+}
 
 
 @dataclass(frozen=True, slots=True)
 class FoundFile:
-    """A regular file inside the folder."""
+    """A regular file inside the folder. There may be millions, so the path is put together when it is asked for."""
 
     relative: str  # inside the folder, with "/", bytes that are no UTF-8 kept as surrogates
-    path: Path  # the file itself, no link
+    root: Path
+    target: str = ""  # where a link leads, absolute
+
+    @property
+    def path(self) -> Path:
+        """The file itself, no link."""
+        return Path(self.target) if self.target else self.root / self.relative
 
     @property
     def name(self) -> str:
@@ -31,12 +41,18 @@ class FoundFile:
     @property
     def stem(self) -> str:
         """The file's own name without its suffix."""
-        return Path(self.relative.rpartition("/")[2]).stem
+        return self._parts[0]
 
     @property
     def suffix(self) -> str:
         """The suffix in small letters, with its dot."""
-        return Path(self.relative).suffix.lower()
+        return self._parts[1].lower()
+
+    @property
+    def _parts(self) -> tuple[str, str]:
+        name = self.relative.rpartition("/")[2]
+        stem, dot, rest = name.rpartition(".")
+        return (stem, dot + rest) if stem.strip(".") and rest else (name, "")
 
 
 @dataclass(slots=True)
@@ -75,7 +91,7 @@ def walk(root: Path, *, recursive: bool) -> Walk:
             continue
         for entry in entries:
             relative = f"{folder}/{entry.name}" if folder else entry.name
-            if _look_at(entry, relative, real_root, found):
+            if _look_at(entry, relative, (root, real_root), found):
                 if recursive:
                     waiting.append(relative)
                 else:
@@ -86,24 +102,25 @@ def walk(root: Path, *, recursive: bool) -> Walk:
     return found
 
 
-def _look_at(entry: os.DirEntry[str], relative: str, real_root: Path, found: Walk) -> bool:
+def _look_at(entry: os.DirEntry[str], relative: str, roots: tuple[Path, Path], found: Walk) -> bool:
     """Put the entry into its list, or say by True that it is a folder to enter."""
-    if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_FILES:
+    if entry.name.startswith(".") or entry.name.lower() in _SYSTEM_NAMES:
         found.passed.append((printable(relative), "hidden, or a file of the operating system"))
         return False
     if entry.is_symlink():
-        _look_at_link(entry, relative, real_root, found)
+        _look_at_link(entry, relative, roots, found)
         return False
     if entry.is_dir(follow_symlinks=False):
         return True
     if entry.is_file(follow_symlinks=False):
-        found.files.append(FoundFile(relative, Path(entry.path)))
+        found.files.append(FoundFile(relative, roots[0]))
     else:
         found.refused.append((printable(relative), "This is no regular file but a pipe, socket or device."))
     return False
 
 
-def _look_at_link(entry: os.DirEntry[str], relative: str, real_root: Path, found: Walk) -> None:
+def _look_at_link(entry: os.DirEntry[str], relative: str, roots: tuple[Path, Path], found: Walk) -> None:
+    root, real_root = roots  # as it was given, and without links
     try:
         target = Path(entry.path).resolve(strict=True)
         mode = target.stat().st_mode
@@ -113,7 +130,7 @@ def _look_at_link(entry: os.DirEntry[str], relative: str, real_root: Path, found
     if not target.is_relative_to(real_root):
         found.refused.append((printable(relative), "This link leads out of the folder; copy what it points to."))
     elif stat.S_ISREG(mode):
-        found.files.append(FoundFile(relative, target))
+        found.files.append(FoundFile(relative, root, str(target)))
     elif stat.S_ISDIR(mode):
         found.passed.append((printable(relative), "a link to a folder that is read anyway"))
     else:

@@ -11,7 +11,7 @@ import torch
 
 from trainer.core.errors import WeightsError
 from trainer.core.files import digest_of
-from trainer.core.tensors import PICKLE_SUFFIXES
+from trainer.core.tensors import is_pickle, refused_pickle
 
 BUNDLED = "bundled"
 _BUNDLED_FOLDER = Path(__file__).parent / "bundled_base"
@@ -35,7 +35,7 @@ def find_weights(weights: str) -> Path:
                 mend="Name the folder that holds model_index.json, unet/, vae/, text_encoder/ and tokenizer/.",
             )
         return path
-    if path.exists() or path.suffix in PICKLE_SUFFIXES | {".safetensors"}:
+    if path.exists() or is_pickle(path) or path.suffix == ".safetensors":
         raise _refused_file(path)
     if _HUB_NAME.fullmatch(weights):
         return _from_hub(weights)
@@ -117,9 +117,9 @@ def check_part(folder: Path, part: str) -> None:
     files = list((folder / part).glob("*")) if (folder / part).is_dir() else []
     if any(file.suffix == ".safetensors" for file in files):
         return
-    pickles = [file for file in files if file.suffix in PICKLE_SUFFIXES]
+    pickles = [file for file in files if is_pickle(file)]
     if pickles:
-        raise _refused_file(pickles[0])
+        raise refused_pickle(pickles[0])
     raise WeightsError(f"This model has no {part}.", where=str(folder / part), mend="Download the model again, whole.")
 
 
@@ -149,12 +149,8 @@ def _from_hub(name: str) -> Path:
 
 
 def _refused_file(path: Path) -> WeightsError:
-    if path.suffix in PICKLE_SUFFIXES:
-        return WeightsError(
-            f"A {path.suffix} file can run code when it is opened, so we never open one.",
-            where=str(path),
-            mend="Get the .safetensors version of this model.",
-        )
+    if is_pickle(path):
+        return refused_pickle(path)
     if not path.exists():
         return WeightsError("There is no such file.", where=str(path), mend="Check the path in model.weights.")
     return WeightsError(

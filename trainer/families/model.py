@@ -39,6 +39,7 @@ class DiffusionModel(ABC):
     adaptable: ClassVar[Mapping[str, str]]  # word of a recipe -> regular expression over the denoiser's layer names
     naming: ClassVar[Naming]  # the layers' names in files
     latent: LatentShape
+    token_limit: int  # tokens of a caption that are read, without end marks
     schedule: DiscreteSchedule
     prediction: AnyPrediction  # what the weights were trained to predict
 
@@ -78,11 +79,15 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def encode_words(self, captions: Sequence[str]) -> Conditioning:
-        """What B captions mean to the network, float32; words past the token limit are cut off."""
+        """What B captions mean to the network, float32; what lies past `token_limit` is cut off."""
 
     @abstractmethod
     def count_tokens(self, caption: str) -> int:
         """The number of tokens of a caption, without the two that mark its ends and before any cutting."""
+
+    @abstractmethod
+    def lost_words(self, caption: str) -> str:
+        """The end of a caption that the text encoder does not read, as it stands there; "" if it reads all."""
 
     @abstractmethod
     def predict(self, noisy: Tensor, t: Tensor, words: Conditioning, geometry: Geometry | None = None) -> Tensor:

@@ -1,6 +1,7 @@
 """Stable Diffusion 1.x, and the small bundled base, which is the same classes scaled down."""
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -12,6 +13,7 @@ from trainer.batch import Conditioning, Encoders, Geometry, Posterior
 from trainer.core.device import Precision
 from trainer.core.errors import DataError, WeightsError
 from trainer.core.settings import Settings
+from trainer.families.clip import ClipWords, TokenLimit, check_tokenizer, join_chunks
 from trainer.families.loading import check_part, digest_of_part, find_weights, load_part, read_json
 from trainer.families.model import DiffusionModel, LatentShape
 from trainer.objective.predictions import prediction_of
@@ -36,6 +38,9 @@ class Sd1(Settings):
     kind: Literal["sd1"] = "sd1"
     weights: str = "bundled"
     """`bundled` (the small base model that comes with the package), a diffusers folder, or a hub name."""
+    token_limit: TokenLimit = 75
+    """How many tokens of a caption are read: 75 at once, or 150 or 225 in two or three parts that are encoded one by
+    one. What lies beyond is cut off, and `trainer doctor` names it."""
 
     def check(self) -> None:
         """Make sure, from small files alone, that the weights are there, whole and of this family.
@@ -51,7 +56,7 @@ class Sd1(Settings):
         Raises:
             WeightsError: the weights are missing, a pickle, broken, or of another family.
         """
-        return Sd1Model(find_weights(self.weights), precision, device)
+        return Sd1Model(find_weights(self.weights), precision, device, self.token_limit)
 
 
 class Sd1Model(DiffusionModel):
@@ -66,10 +71,11 @@ class Sd1Model(DiffusionModel):
         "convolution": _CONVOLUTION,
     }
 
-    def __init__(self, folder: Path, precision: Precision, device: torch.device) -> None:
+    def __init__(self, folder: Path, precision: Precision, device: torch.device, token_limit: TokenLimit = 75) -> None:
         check_model(folder)
         self.folder = folder
         self.device = device
+        self.token_limit = token_limit
         autoencoder = read_json(folder, "vae/config.json")
         self._factor = float(autoencoder.get("scaling_factor", 0.18215))
         scale = 2 ** (len(autoencoder["block_out_channels"]) - 1)
@@ -82,7 +88,7 @@ class Sd1Model(DiffusionModel):
         self._denoiser: Any = None
         self._autoencoder: Any = None
         self._text: Any = None
-        self._tokenizer: Any = None
+        self._words = ClipWords(folder / "tokenizer", token_limit)
 
     @property
     @override
@@ -121,17 +127,18 @@ class Sd1Model(DiffusionModel):
 
         if self._text is None:
             self._text = load_part(CLIPTextModel, self.folder, "text_encoder", torch.float32).to(self.device)
-        tokenizer = self._words()
-        tokens = tokenizer(
-            list(captions), padding="max_length", max_length=tokenizer.model_max_length, truncation=True,
-            return_tensors="pt",
-        )  # fmt: skip
+        chunks = self._words.chunks(captions)
         with torch.no_grad():
-            return Conditioning(tokens=self._text(tokens.input_ids.to(self.device))[0])
+            states = self._text(chunks.flatten(0, 1).to(self.device))[0]
+        return Conditioning(tokens=join_chunks(states.unflatten(0, chunks.shape[:2])))
 
     @override
     def count_tokens(self, caption: str) -> int:
-        return len(self._words()(caption, truncation=False).input_ids) - 2
+        return self._words.count(caption)
+
+    @override
+    def lost_words(self, caption: str) -> str:
+        return self._words.lost(caption)
 
     @override
     def predict(self, noisy: Tensor, t: Tensor, words: Conditioning, geometry: Geometry | None = None) -> Tensor:
@@ -140,14 +147,20 @@ class Sd1Model(DiffusionModel):
 
     @override
     def encoders(self) -> Encoders:
-        words = f"{digest_of_part(self.folder, 'text_encoder')}-{digest_of_part(self.folder, 'tokenizer')}"
+        digests = self._digests
+        words = f"{digests['text_encoder']}-{digests['tokenizer']}-{self.token_limit}"
         return Encoders(
             encode_pictures=self.encode_pictures,
             encode_words=self.encode_words,
-            pictures_identity=f"sd1-vae-{digest_of_part(self.folder, 'vae')}-{ENCODING_VERSION}",
+            pictures_identity=f"sd1-vae-{digests['vae']}-{ENCODING_VERSION}",
             words_identity=f"sd1-text-{words}-{ENCODING_VERSION}",
             scale=self.latent.scale,
         )
+
+    @cached_property
+    def _digests(self) -> Mapping[str, str]:
+        """Of the parts that encode; taken once, since reading gigabytes takes seconds."""
+        return {part: digest_of_part(self.folder, part) for part in ("vae", "text_encoder", "tokenizer")}
 
     @override
     def use_gradient_checkpointing(self) -> None:
@@ -173,29 +186,16 @@ class Sd1Model(DiffusionModel):
             self._autoencoder = network.to(device=self.device, memory_format=torch.channels_last)
         return self._autoencoder
 
-    def _words(self) -> Any:
-        from transformers import CLIPTokenizer
-
-        if self._tokenizer is None:
-            try:
-                self._tokenizer = CLIPTokenizer.from_pretrained(self.folder / "tokenizer", local_files_only=True)
-            except (OSError, ValueError) as error:
-                raise WeightsError(
-                    "The tokenizer of this model cannot be loaded.",
-                    where=str(self.folder / "tokenizer"),
-                    mend="Download the model again, whole.",
-                ) from error
-        return self._tokenizer
-
 
 def check_model(folder: Path) -> None:
     """Make sure that a folder holds a Stable Diffusion 1.x that can be trained.
 
     Raises:
-        WeightsError: it is another family, or an inpainting model; or a part is missing or a pickle.
+        WeightsError: it is another family, or an inpainting model; or a part is missing, broken, or a pickle.
     """
     for part in ("vae", "text_encoder", "unet"):
         check_part(folder, part)
+    check_tokenizer(folder / "tokenizer")
     pipeline = str(read_json(folder, "model_index.json").get("_class_name", ""))
     unet = read_json(folder, "unet/config.json")
     found = None

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from trainer.batch import Batch
@@ -42,6 +43,9 @@ class Objective(Settings):
     """How much each moment counts."""
     distance: AnyDistance = Mse()
     """How an error is measured."""
+    unmasked: float = Field(default=0.0, ge=0, le=1)
+    """How much the places outside of a picture's mask count. 0: nothing there is learnt; 1: as if there were no mask.
+    A little, such as 0.1, keeps what surrounds the masked part from falling apart. Nothing without masks."""
 
     def __call__(
         self,
@@ -60,7 +64,7 @@ class Objective(Settings):
 
         Args:
             predict: the network.
-            batch: what to learn from.
+            batch: what to learn from; with a mask, an example's loss is the mean over its masked places.
             schedule: how this model mixes noise in.
             native: what this model's weights were trained to predict.
             seeds: the chance of the run; the draws belong to (batch.number, batch.slots).
@@ -79,6 +83,13 @@ class Objective(Settings):
         column_a, column_s = a[:, None, None, None], s[:, None, None, None]
         predicted = predict(column_a * clean + column_s * noise, t, batch).float()
         target = prediction.target(clean, noise, column_a, column_s)
-        per_example = weight * self.distance.measure(predicted, target)
+        per_example = weight * self.distance.measure(predicted, target, self._counted(batch.mask))
         value = (batch.weight * per_example).sum() * (world / batch.total)
         return Loss(value=value, per_example=per_example.detach(), t=t)
+
+    def _counted(self, mask: Tensor | None) -> Tensor | None:
+        """How much each place counts, [B 1 h w]: unmasked + (1 - unmasked) * mask."""
+        if mask is None:
+            return None
+        # In the form that leaves a mask of ones exactly as it is.
+        return mask.float() if self.unmasked == 0 else 1 - (1 - self.unmasked) * (1 - mask.float())

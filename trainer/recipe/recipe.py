@@ -11,6 +11,7 @@ from trainer.core.errors import RecipeError
 from trainer.core.run_folder import check_name
 from trainer.core.settings import Settings
 from trainer.data.batches import DataSettings
+from trainer.data.captioners import AnyCaptioner
 from trainer.evaluation.previews import PreviewSettings
 from trainer.families import AnyFamily
 from trainer.families.sd1 import Sd1
@@ -33,6 +34,8 @@ class Recipe(Settings):
     """Number format of the frozen base weights and of the arithmetic; adapters are always float32."""
     data: DataSettings
     """Pictures and captions."""
+    captioner: AnyCaptioner | None = None
+    """What writes the missing captions when `trainer caption` is asked to; training never does."""
     adapter: AnyAdapter = Field(default_factory=Lora)
     """What is trained."""
     optimizer: AnyOptimizer = Field(default_factory=AdamW8bit)

@@ -1,0 +1,38 @@
+"""Work in threads whose results come in order."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Final, TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+_MOST: Final = 16  # more threads would hold each other up: what they do between pictures is Python
+
+
+def worker_threads() -> int:
+    """How many threads decode at once on this machine."""
+    return min(_MOST, os.cpu_count() or 1)
+
+
+def in_order(
+    work: Callable[[Item], Result], items: Iterable[Item], *, threads: int | None = None, ahead: int = 32
+) -> Iterator[Result]:
+    """`work` of each item, in the order of the items, done in threads a little ahead of its use and no further.
+
+    So neither items nor results fill the memory, however many they are. An error of `work` comes out where its result
+    would; what has not begun by then is given up.
+    """
+    waiting: deque[Future[Result]] = deque()
+    pool = ThreadPoolExecutor(max_workers=threads or worker_threads())
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

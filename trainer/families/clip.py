@@ -1,0 +1,108 @@
+"""Captions -> the states of a CLIP text encoder, in as many chunks of 75 tokens as the limit allows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import torch
+from torch import Tensor
+
+from trainer.core.errors import WeightsError
+from trainer.families.loading import read_json
+
+TokenLimit = Literal[75, 150, 225]
+"""How many tokens of a caption are read."""
+
+CHUNK: Final = 75  # tokens of a caption that one pass of the encoder reads, between its two end marks
+
+
+class ClipWords:
+    """The tokenizer of a CLIP text encoder, and how a long caption is cut for it."""
+
+    def __init__(self, folder: Path, limit: TokenLimit) -> None:
+        """Nothing is read yet.
+
+        Args:
+            folder: of the tokenizer.
+            limit: tokens of a caption that are read.
+        """
+        self._folder = folder
+        self._limit = limit
+        self._loaded: Any = None  # transformers' tokenizer
+
+    def count(self, caption: str) -> int:
+        """The number of tokens of a caption, without end marks and before any cutting."""
+        return len(self._read(caption).input_ids)
+
+    def lost(self, caption: str) -> str:
+        """The end of the caption that lies beyond the limit, as it stands there; "" if nothing does.
+
+        It may begin within a word; a letter of several tokens that is cut is lost as a whole.
+        """
+        if len(caption) <= self._limit and caption.isascii():  # a token has at least one sign
+            return ""
+        places = self._read(caption, return_offsets_mapping=True).offset_mapping
+        return caption[places[self._limit][0] :].strip() if len(places) > self._limit else ""
+
+    def chunks(self, captions: Sequence[str]) -> Tensor:
+        """Tokens [B N 77], int64, of B captions in N = limit / 75 chunks.
+
+        Each chunk is a beginning mark, up to 75 tokens, an end mark, and padding; tokens beyond the limit are cut off.
+        """
+        starts = range(0, self._limit, CHUNK)
+        rows = [[self._chunk(ids[start : start + CHUNK]) for start in starts] for ids in self._read(captions).input_ids]
+        return torch.tensor(rows, dtype=torch.int64)
+
+    def _read(self, text: str | Sequence[str], **options: bool) -> Any:
+        """What transformers' tokenizer makes of text, whole; that it may be too long is not its to say."""
+        words = text if isinstance(text, str) else list(text)
+        return self._tokenizer(words, add_special_tokens=False, truncation=False, verbose=False, **options)
+
+    def _chunk(self, ids: Sequence[int]) -> list[int]:
+        marks = self._tokenizer
+        padding = [marks.pad_token_id] * (CHUNK - len(ids))
+        return [marks.bos_token_id, *ids, marks.eos_token_id, *padding]
+
+    @property
+    def _tokenizer(self) -> Any:
+        # an alias in transformers 5, which has but one; its types do not tell
+        from transformers import CLIPTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
+
+        if self._loaded is None:
+            check_tokenizer(self._folder)
+            try:
+                # the other one of transformers 4 does not know where in the text a token stands
+                self._loaded = CLIPTokenizerFast.from_pretrained(self._folder, local_files_only=True)
+            except (OSError, ValueError) as error:
+                raise _broken(self._folder) from error
+        return self._loaded
+
+
+def join_chunks(states: Tensor) -> Tensor:
+    """The states [B T D], T = 75 N + 2, of captions that were encoded in N chunks, each alone, [B N 77 D].
+
+    The first beginning mark, the 75 states of each chunk, and the last end mark stay, as in sd-scripts, which most
+    long-caption models were trained with; some inference programs keep all 77 of each chunk.
+    """
+    first, last = states[:, 0, :1], states[:, -1, -1:]
+    return torch.cat([first, states[:, :, 1:-1].flatten(1, 2), last], dim=1)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Make sure that a tokenizer's files are there; without them transformers would make an empty one.
+
+    Raises:
+        WeightsError: they are missing, or the vocabulary is no JSON.
+    """
+    if (folder / "tokenizer.json").is_file():
+        read_json(folder, "tokenizer.json")
+    elif (folder / "merges.txt").is_file():
+        read_json(folder, "vocab.json")
+    else:
+        raise _broken(folder)
+
+
+def _broken(folder: Path) -> WeightsError:
+    return WeightsError(
+        "The tokenizer of this model cannot be loaded.", where=str(folder), mend="Download the model again, whole."
+    )

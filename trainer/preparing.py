@@ -1,0 +1,154 @@
+"""Recipe -> data that is looked at and encoded: what comes before a run, and is all of `trainer cache`."""
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from trainer.core.device import pick_device
+from trainer.core.files import replacing, write_atomically
+from trainer.core.log import logger
+from trainer.core.progress import Phases
+from trainer.core.run_folder import RunFolder
+from trainer.core.seeds import Seeds
+from trainer.data import planning
+from trainer.data.account import MOST_LISTED, Account
+from trainer.data.captions import captions_needed
+from trainer.data.filling import CacheReport, fill_cache
+from trainer.data.health.shapes import BucketCount, count_buckets, fit_all
+from trainer.data.health.shares import Share, shares_of
+from trainer.data.scanning import scan
+from trainer.data.sources.folder import ImageFolder
+from trainer.families.model import DiffusionModel
+from trainer.recipe.recipe import Recipe
+from trainer.sampling.class_pictures import draw_missing, missing_pictures
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def prepare_data(
+    recipe: Recipe, folder: RunFolder | None, accelerator: "Accelerator", progress: Phases
+) -> tuple[DiffusionModel, Account, CacheReport]:
+    """Look at the data and encode it, each process its share; when this returns, all of it is in the cache."""
+    model = recipe.model.load(recipe.precision, accelerator.device)  # its networks come when they are first used
+    with accelerator.main_process_first():  # the others find the pictures drawn, and the verdicts remembered
+        draw_class_pictures(recipe, model, progress)
+        account = look_at_data(recipe, folder if accelerator.is_main_process else None, progress)
+    share = planning.Share(rank=accelerator.process_index, world=accelerator.num_processes)
+    report = cache_data(recipe, account, model, progress, share)
+    accelerator.wait_for_everyone()
+    return model, account, report
+
+
+def open_accelerator(recipe: Recipe) -> "Accelerator":
+    """What spreads a run over devices and processes."""
+    from accelerate import Accelerator
+
+    on_cpu = pick_device().type == "cpu"
+    return Accelerator(
+        gradient_accumulation_steps=recipe.accumulate,
+        # float16 arithmetic needs a device that has it; loss scaling comes with it
+        mixed_precision=recipe.precision.mixed if not (on_cpu and recipe.precision.mixed == "fp16") else "no",
+        cpu=on_cpu,
+    )
+
+
+def scan_data(recipe: Recipe, progress: Phases) -> Account:
+    """The account of the recipe's data; pictures that were looked at before are remembered beside the cache."""
+    verdicts = recipe.data.cache.folder / "verdicts"
+    return scan(recipe.data.parts, recipe.data.limits, progress, memory=verdicts)
+
+
+def look_at_data(recipe: Recipe, folder: RunFolder | None, progress: Phases) -> Account:
+    """Decode every picture, write the account into the run's folder, and stop where files are refused.
+
+    Raises:
+        DataError: a source does not exist or is empty, or files are refused and the recipe says to stop then.
+    """
+    account = scan_data(recipe, progress)
+    if folder is not None:
+        write_atomically(folder.data, json.dumps(account.as_json(), indent=1, ensure_ascii=False))
+        if len(account.accepted) > MOST_LISTED:
+            with replacing(folder.data.with_suffix(".arrow")) as temporary:
+                account.accepted.write(temporary)
+    account.check(recipe.data.on_reject)
+    return account
+
+
+def draw_class_pictures(recipe: Recipe, model: DiffusionModel, progress: Phases) -> None:
+    """Let the base model draw the class pictures that the recipe's folders ask for and lack."""
+    for part in recipe.data.parts:
+        if isinstance(part, ImageFolder) and part.generate is not None:
+            resolution = part.resolution or recipe.data.resolution
+            drawn = draw_missing(model, part, part.generate, resolution, progress)
+            if drawn:
+                logger.info("%d class pictures drawn into %s.", drawn, part.title)
+
+
+def cache_data(
+    recipe: Recipe, account: Account, model: DiffusionModel, progress: Phases, share: planning.Share | None = None
+) -> CacheReport:
+    """Encode what is not in the cache yet, or this process's share of it, and give the encoders' memory back."""
+    report = fill_cache(
+        account.training,
+        recipe.data,
+        model.encoders(),
+        Seeds(recipe.seed),
+        batch=recipe.batch,
+        share=share,
+        progress=progress,
+    )
+    model.release_encoders()
+    return report
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataPlan:
+    """What a run will do with its data."""
+
+    shares: list[Share]
+    buckets: list[BucketCount]
+    pictures: int  # that are trained on
+    showings: int  # in one epoch
+    batches: int  # in one epoch, of one process
+    passes: int  # batches in the whole run
+    entries: int  # latents in the cache
+    latent_bytes: int  # that they take
+    texts: int  # text states in the cache
+    to_draw: int  # class pictures that are missing yet, and in none of these numbers
+
+    def lines(self) -> list[str]:
+        """The numbers as a person reads them."""
+        first = [f"first:     the base model draws {self.to_draw:,} class pictures; they come to these numbers"]
+        return [
+            *(first if self.to_draw else ()),
+            f"pictures:  {self.pictures:,}, shown {self.showings:,} times in an epoch of {self.batches:,} batches",
+            f"run:       {self.passes:,} batches, {self.passes / self.batches:.1f} epochs, in one process",
+            f"cache:     {self.entries:,} latents of {self.latent_bytes / 2**20:,.1f} MiB, {self.texts:,} texts",
+        ]
+
+
+def plan_data(recipe: Recipe, progress: Phases) -> DataPlan:
+    """What a run of this recipe will do with its data; no weights are loaded."""
+    account = scan_data(recipe, progress)
+    account.check(recipe.data.on_reject)
+    latent = recipe.model.load(recipe.precision, torch.device("cpu")).latent  # its networks stay on the disk
+    counts = count_buckets(account, fit_all(account, recipe.data, scale=latent.scale, batch=recipe.batch), recipe.batch)
+    examples = account.training
+    buckets = recipe.data.buckets_of(examples, latent.scale, recipe.batch)
+    cuts = [len(recipe.data.cuts_of(example, bucket)) for example, bucket in zip(examples, buckets, strict=True)]
+    numbers = [bucket.width * bucket.height // latent.scale**2 * latent.channels for bucket in buckets]
+    return DataPlan(
+        shares=shares_of(account),
+        buckets=counts,
+        pictures=len(examples),
+        showings=sum(count.showings for count in counts),
+        batches=sum(count.batches for count in counts),
+        passes=recipe.steps * recipe.accumulate,
+        entries=sum(cuts),
+        latent_bytes=sum(2 * 2 * many * count for many, count in zip(numbers, cuts, strict=True)),  # mean, deviation
+        to_draw=sum(len(missing_pictures(part)) for part in recipe.data.parts if isinstance(part, ImageFolder)),
+        texts=len(captions_needed(examples, recipe.data.rules_of, Seeds(recipe.seed))),
+    )
