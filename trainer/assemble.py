@@ -23,7 +23,7 @@ from trainer.evaluation.previews import Previews
 from trainer.families.model import DiffusionModel
 from trainer.loop.checkpoints import Checkpoints
 from trainer.loop.run import Run
-from trainer.preparing import open_accelerator, prepare_data
+from trainer.preparing import mend_cache, open_accelerator, prepare_data
 from trainer.recipe.reading import read_recipe, write_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.tracking.trackers import Trackers
@@ -111,6 +111,7 @@ def _run(
         batch=recipe.batch,
         world=accelerator.num_processes,
         rank=accelerator.process_index,
+        mend=lambda pictures, words: mend_cache(recipe, model, pictures, words),
     )
     clock = Clock(steps=recipe.steps, batches_per_epoch=batches.batches_per_epoch, accumulate=recipe.accumulate)
     previews = Previews(

@@ -1,8 +1,9 @@
 """Recipe -> data that is looked at and encoded: what comes before a run, and is all of `trainer cache`."""
 
 import json
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -15,7 +16,8 @@ from trainer.core.seeds import Seeds
 from trainer.data import planning
 from trainer.data.account import MOST_LISTED, Account
 from trainer.data.captions import captions_needed
-from trainer.data.filling import CacheReport, fill_cache
+from trainer.data.encoding import PictureWork, WordsWork
+from trainer.data.filling import CacheReport, Needs, encode_again, fill_cache
 from trainer.data.health.shapes import BucketCount, count_buckets, fit_all
 from trainer.data.health.shares import Share, shares_of
 from trainer.data.scanning import scan
@@ -39,7 +41,32 @@ def prepare_data(
     share = planning.Share(rank=accelerator.process_index, world=accelerator.num_processes)
     report = cache_data(recipe, account, model, progress, share)
     accelerator.wait_for_everyone()
-    return model, account, report
+    return model, account, _of_all(report, accelerator)
+
+
+def _of_all(report: CacheReport, accelerator: "Accelerator") -> CacheReport:
+    """What all processes together have done."""
+    if accelerator.num_processes == 1:
+        return report
+    own: Any = torch.tensor(astuple(report), device=accelerator.device)  # Any: reduce is typed for containers too
+    of_all: Any = accelerator.reduce(own)
+    return CacheReport(**dict(zip(asdict(report), of_all.tolist(), strict=True)))
+
+
+def open_model(recipe: Recipe) -> DiffusionModel:
+    """The recipe's base model on this machine's best device; its networks come when they are first used."""
+    return recipe.model.load(recipe.precision, pick_device())
+
+
+def needs_of(recipe: Recipe, account: Account, model: DiffusionModel) -> Needs:
+    """What a run of the recipe asks of the cache."""
+    return Needs(
+        examples=account.training,
+        settings=recipe.data,
+        encoders=model.encoders(),
+        seeds=Seeds(recipe.seed),
+        batch=recipe.batch,
+    )
 
 
 def open_accelerator(recipe: Recipe) -> "Accelerator":
@@ -102,6 +129,14 @@ def cache_data(
     )
     model.release_encoders()
     return report
+
+
+def mend_cache(
+    recipe: Recipe, model: DiffusionModel, pictures: Sequence[PictureWork], words: Sequence[WordsWork]
+) -> None:
+    """Make entries anew that were found damaged while training, and give the encoders' memory back."""
+    encode_again(recipe.data, model.encoders(), pictures=pictures, words=words)
+    model.release_encoders()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

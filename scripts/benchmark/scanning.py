@@ -137,7 +137,7 @@ def measure(root: Path, asked: argparse.Namespace, painter: Pool, pool: Pool) ->
             if turn == "account":
                 ours.append(seconds(partial(account, [folder], root / "verdicts")))
             else:
-                bare.append(seconds(partial(pool.map, decode, files[folder], chunksize=8)))
+                bare.append(seconds(partial(pool.map, decode, files[folder], chunksize=2)))
     first_peak = peak()
     again = seconds(partial(account, folders, root / "verdicts"))
     ratios = [b / o for o, b in zip(ours, bare, strict=True)]

@@ -35,11 +35,11 @@ def test_small_buckets_and_what_becomes_of_them_are_shown(
     path = recipe_file(batch=5)
     sizes = ["data.resolution=32", "data.buckets.step=16"]
     assert run(["plan", str(path), *sizes]) == 0
-    assert "smaller than the batch" in capsys.readouterr().out
+    assert "small batch" in capsys.readouterr().out
     assert run(["plan", str(path), *sizes, "data.buckets.small=move"]) == 0
     out = capsys.readouterr().out
-    assert "moved here" in out
-    assert "smaller than the batch" not in out
+    assert "moved in" in out
+    assert "small batch" not in out
 
 
 def test_class_pictures_that_are_missing_are_counted(

@@ -17,7 +17,7 @@ from trainer.core.errors import DataError, NonFiniteError
 from trainer.core.seeds import Seeds
 from trainer.data.batches import CachedBatches, DataSettings
 from trainer.data.captions import CaptionRules
-from trainer.data.filling import CacheReport, fill_cache
+from trainer.data.filling import CacheReport, encode_again, fill_cache
 from trainer.data.scanning import scan
 
 Painter = Callable[..., Path]
@@ -49,9 +49,9 @@ def fill(settings: DataSettings, encoders: Any, seeds: Seeds = SEEDS) -> CacheRe
     return fill_cache(scan(settings.parts, settings.limits).accepted, settings, encoders.both, seeds)
 
 
-def opened(settings: DataSettings, encoders: Any, **places: int) -> CachedBatches:
+def opened(settings: DataSettings, encoders: Any, batch: int = 3, world: int = 1, rank: int = 0) -> CachedBatches:
     examples = scan(settings.parts, settings.limits).accepted
-    return CachedBatches(examples, settings, encoders.both, SEEDS, **{"batch": 3, **places})
+    return CachedBatches(examples, settings, encoders.both, SEEDS, batch=batch, world=world, rank=rank)
 
 
 def equal(a: Batch, b: Batch) -> bool:
@@ -351,3 +351,22 @@ def test_several_places_show_all_of_a_long_picture(paint: Painter, tmp_path: Pat
         for batch in islice(batches.starting_at(0), 60)
     }
     assert seen == {(0, 0), (64, 1), (128, 2), (192, 3), (256, 4)}
+
+
+def test_damage_found_while_training_is_mended_on_the_way(settings: DataSettings, encoders: Any) -> None:
+    fill(settings, encoders)
+    before = list(islice(opened(settings, encoders, batch=2).starting_at(0), 8))
+    settings = settings.model_copy(update={"cache": settings.cache.model_copy(update={"memory": 0})})
+    batches = opened(settings, encoders, batch=2)
+    for shard in settings.cache.folder.glob("*/shard-*.arrow"):
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 3 : len(content) // 2] = bytes(len(content) // 2 - len(content) // 3)
+        shard.write_bytes(content)
+    with pytest.raises(DataError, match="not in the cache") as caught:
+        list(islice(batches.starting_at(0), 8))
+    assert "--verify" in str(caught.value)
+    calls = len(encoders.pictures)
+    batches.mend = lambda pictures, words: encode_again(settings, encoders.both, pictures=pictures, words=words)
+    after = list(islice(batches.starting_at(0), 8))
+    assert all(equal(a, b) for a, b in zip(before, after, strict=True))
+    assert len(encoders.pictures) > calls

@@ -1,5 +1,6 @@
 """What is put into a store is found again, by any number of readers and writers, within the machine's limits."""
 
+import errno
 import hashlib
 import os
 import threading
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from trainer.core.errors import TrainerError
+from trainer.data import shard_index
 from trainer.data.shard_index import INDEX_NAME
 from trainer.data.shards import ShardStore
 
@@ -142,16 +144,17 @@ def test_a_full_disk_is_said_and_leaves_nothing_behind(tmp_path: Path) -> None:
     assert len(sound(store, range(ROWS))) == ROWS
 
 
-def test_an_index_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    import resource
-
+def test_an_index_that_cannot_be_written_stops_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = filled(tmp_path, 1, index=False)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
-    try:
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shard_index, "replacing", full)
         store.save_index()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert "index of the cache cannot be written" in caplog.text
     assert [file.name for file in tmp_path.iterdir()] == [file.name for file in shard_files(tmp_path)]
     assert len(sound(store, range(ROWS))) == ROWS
@@ -224,7 +227,9 @@ def test_threads_read_while_others_write_and_damage(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     first = next(file for file in shard_files(tmp_path) if content(0) in file.read_bytes())
-    first.write_bytes(first.read_bytes().replace(content(1), content(1)[::-1]))
+    with first.open("r+b") as file:  # in place: to write it anew would leave it empty for a moment
+        file.seek(first.read_bytes().index(content(1)))
+        file.write(content(1)[::-1])
     for number in range(30):
         store.write(entries([100 + number]))
     store.save_index()

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
@@ -31,6 +31,9 @@ def command(  # noqa: PLR0913 - each is a word of the command line
         list[Path] | None, Option(metavar="RECIPE", help="With --prune: keep this recipe's entries too; repeatable.")
     ] = None,
     yes: Annotated[bool, Option("--yes", help="With --prune: do not ask.")] = False,
+    engine: Annotated[
+        Literal["local", "ray"], Option(help="What encodes: this process and those beside it, or a Ray cluster.")
+    ] = "local",
 ) -> None:
     """Encode pictures and words once; `train` does it too, where it was not done before.
 
@@ -46,6 +49,8 @@ def command(  # noqa: PLR0913 - each is a word of the command line
         _verify(wanted.data.cache.folder)
     elif prune:
         _prune([wanted, *(read_recipe(other, []) for other in also or [])], yes=yes)
+    elif engine == "ray":
+        _fill_with_ray(wanted)
     else:
         _fill(wanted)
 
@@ -73,6 +78,20 @@ def _fill(recipe: "Recipe") -> None:
         _, _, report = prepare_data(recipe, None, accelerator, progress)
     if accelerator.is_main_process:
         print(f"{report} In: {recipe.data.cache.folder}")
+
+
+def _fill_with_ray(recipe: "Recipe") -> None:
+    from trainer.core.progress import phases
+    from trainer.preparing import draw_class_pictures, look_at_data, needs_of, open_model
+    from trainer.ray_cache import fill_cache_with_ray
+
+    recipe.model.check()
+    model = open_model(recipe)
+    with phases() as progress:
+        draw_class_pictures(recipe, model, progress)
+        account = look_at_data(recipe, None, progress)
+        report = fill_cache_with_ray(recipe, needs_of(recipe, account, model), progress)
+    print(f"{report} In: {recipe.data.cache.folder}")
 
 
 def _stat(root: Path) -> None:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from trainer.data.health.findings import Finding, ModelFacts
 
 _SHOWN = 5  # files named a finding; the JSON names all
-_ROWS = 40  # of a table; the JSON holds all
 
 
 def command(
@@ -131,9 +130,11 @@ def _of_recipe(path: Path, overrides: Sequence[str]) -> _Patient:
 
 def _show(console: "Console", report: "Report") -> None:
     """The tables, then the findings, errors first."""
+    from trainer.cli.tables import bucket_table, share_table
+
     console.print(_files(report))
-    console.print(_shares(report))
-    console.print(_buckets(report))
+    console.print(share_table(report.shares))
+    console.print(bucket_table(report.buckets, report.settings.resolution, report.batch))
     for finding in report.findings:
         console.print(_text_of(finding), markup=False, highlight=False, soft_wrap=True)
     if not report.findings:
@@ -148,37 +149,6 @@ def _files(report: "Report") -> "Table":
     counts = report.account.counts
     numbers = (counts[name] for name in ("accepted", "captions", "masks", "rejected", "ignored"))
     table.add_row(*(f"{number:,}" for number in (report.account.found, *numbers)))
-    return table
-
-
-def _shares(report: "Report") -> "Table":
-    from rich.markup import escape
-    from rich.table import Table
-
-    from trainer.core.files import printable
-    from trainer.data.health.findings import percent
-
-    table = Table("source", "pictures", "seen in an epoch", "share", title="Sources", title_justify="left")
-    for one in report.shares[:_ROWS]:
-        part = " (held out)" if one.held_out else " (regularisation)" if one.regularisation else ""
-        name = escape(printable(one.source)) + part
-        table.add_row(name, f"{one.pictures:,}", f"{one.showings:,}", percent(one.share))
-    return table
-
-
-def _buckets(report: "Report") -> "Table":
-    from rich.table import Table
-
-    from trainer.data.health.findings import percent
-
-    title = f"Buckets of {report.settings.resolution} pixels, batches of {report.batch}"
-    names = ("size", "pictures", "seen in an epoch", "batches", "cut off")
-    table = Table(*names, title=title, title_justify="left")
-    for one in report.buckets[:_ROWS]:
-        size = f"{one.bucket.width} x {one.bucket.height}"
-        table.add_row(size, f"{one.pictures:,}", f"{one.showings:,}", f"{one.batches:,}", percent(one.lost))
-    if len(report.buckets) > _ROWS:
-        table.add_row(f"and {len(report.buckets) - _ROWS} more")
     return table
 
 

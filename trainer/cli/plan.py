@@ -29,6 +29,6 @@ def command(
         plan = plan_data(wanted, progress)
     console = Console()
     console.print(share_table(plan.shares))
-    console.print(bucket_table(plan.buckets, f"Buckets of {wanted.data.resolution} pixels, batches of {wanted.batch}"))
+    console.print(bucket_table(plan.buckets, wanted.data.resolution, wanted.batch))
     for line in plan.lines():
         print(line)

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from trainer.data.health.shapes import BucketCount
     from trainer.data.health.shares import Share
 
+_ROWS = 40  # of a table; JSON holds all
+
 
 def share_table(shares: "Sequence[Share]") -> "Table":
     """How much of an epoch each source makes up."""
@@ -16,21 +18,30 @@ def share_table(shares: "Sequence[Share]") -> "Table":
     from rich.table import Table
 
     from trainer.core.files import printable
+    from trainer.data.health.findings import percent
 
     table = Table("source", "pictures", "seen in an epoch", "share", title="Sources", title_justify="left")
-    for one in shares:
+    for one in shares[:_ROWS]:
         role = " (held out)" if one.held_out else " (regularisation)" if one.regularisation else ""
-        table.add_row(escape(printable(one.source)) + role, str(one.pictures), str(one.showings), f"{one.share:.0%}")
+        name = escape(printable(one.source)) + role
+        table.add_row(name, f"{one.pictures:,}", f"{one.showings:,}", percent(one.share))
     return table
 
 
-def bucket_table(buckets: "Sequence[BucketCount]", title: str) -> "Table":
-    """How the buckets fill, from tall to wide."""
+def bucket_table(buckets: "Sequence[BucketCount]", resolution: int, batch: int) -> "Table":
+    """How the buckets fill, from tall to wide, and what is cut off."""
     from rich.table import Table
 
-    table = Table("size", "pictures", "seen in an epoch", "batches", "", title=title, title_justify="left")
-    for one in buckets:
-        notes = [f"{one.moved} moved here"] * (one.moved > 0) + ["smaller than the batch"] * one.small
+    from trainer.data.health.findings import percent
+
+    title = f"Buckets of {resolution} pixels, batches of {batch}"
+    names = ("size", "pictures", "seen in an epoch", "batches", "cut off", "")
+    table = Table(*names, title=title, title_justify="left")
+    for one in buckets[:_ROWS]:
+        notes = [f"{one.moved:,} moved in"] * (one.moved > 0) + ["small batch"] * one.small
         size = f"{one.bucket.width} x {one.bucket.height}"
-        table.add_row(size, str(one.pictures), str(one.showings), str(one.batches), ", ".join(notes))
+        numbers = (f"{one.pictures:,}", f"{one.showings:,}", f"{one.batches:,}", percent(one.lost))
+        table.add_row(size, *numbers, ", ".join(notes))
+    if len(buckets) > _ROWS:
+        table.add_row(f"and {len(buckets) - _ROWS} more")
     return table

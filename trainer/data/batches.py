@@ -1,6 +1,6 @@
 """Examples -> batches, out of the cache: filled once, then read in any order."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,7 @@ from trainer.data.cache import CacheDtype, TensorCache, cache_key
 from trainer.data.captions import NO_WORDS, CaptionRules, caption_of, is_dropped
 from trainer.data.cropping import CROP_RULE, CropRules, Cut, cuts_of, place
 from trainer.data.decoding import DECODER_VERSION, ImageLimits
+from trainer.data.encoding import PictureWork, WordsWork
 from trainer.data.example import Example
 from trainer.data.examples import ExampleTable
 from trainer.data.sampler import BucketSampler
@@ -32,6 +33,10 @@ _NOT_CACHED: Final = (
     "Run `trainer cache RECIPE --verify` and then `trainer cache RECIPE`, which encode what is missing or damaged; a "
     "run that has begun goes on with --resume."
 )
+
+
+Mend = Callable[[Sequence[PictureWork], Sequence[WordsWork]], None]
+"""Makes entries of the cache anew."""
 
 
 class CacheSettings(Settings):
@@ -153,6 +158,7 @@ class CachedBatches:
     batch: int  # examples at once in each process
     world: int = 1  # processes
     rank: int = 0  # which of them this is
+    mend: Mend | None = None  # makes an entry that was found damaged anew; without it, damage ends the run
 
     def __post_init__(self) -> None:
         """Open the cache and plan the order."""
@@ -227,6 +233,10 @@ class CachedBatches:
     def _row(self, example: Example, bucket: Bucket, cut: Cut) -> dict[str, Tensor]:
         key = picture_key(example, bucket, cut, self.encoders.pictures_identity, self.settings.cache.dtype)
         row = self._pictures.read(key)
+        if row is None and self.mend is not None:
+            self.mend([PictureWork(example=example, bucket=bucket, cuts=(cut,), keys=(key,))], [])
+            self._pictures.refresh()
+            row = self._pictures.read(key)
         if row is None:
             raise DataError("This picture is not in the cache.", where=example.name, mend=_NOT_CACHED)
         return row
@@ -238,12 +248,20 @@ class CachedBatches:
             rules = self.settings.rules_of(example)
             dropped = is_dropped(rules, self.seeds, number, slot, epoch)
             caption = NO_WORDS if dropped else caption_of(example, rules, self.seeds, epoch)
-            row = self._words.read(words_key(caption, self.encoders.words_identity, self.settings.cache.dtype))
-            if row is None:
-                raise DataError("This caption is not in the cache.", where=example.name, mend=_NOT_CACHED)
-            rows.append(row)
+            rows.append(self._states(caption, example))
         pooled = torch.stack([row["pooled"] for row in rows]) if "pooled" in rows[0] else None
         return Conditioning(tokens=torch.stack([row["tokens"] for row in rows]), pooled=pooled)
+
+    def _states(self, caption: str, example: Example) -> dict[str, Tensor]:
+        key = words_key(caption, self.encoders.words_identity, self.settings.cache.dtype)
+        row = self._words.read(key)
+        if row is None and self.mend is not None:
+            self.mend([], [WordsWork(key, caption)])
+            self._words.refresh()
+            row = self._words.read(key)
+        if row is None:
+            raise DataError("This caption is not in the cache.", where=example.name, mend=_NOT_CACHED)
+        return row
 
 
 def _masks(rows: Sequence[Mapping[str, Tensor]]) -> Tensor | None:

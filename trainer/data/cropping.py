@@ -13,7 +13,7 @@ from trainer.data.buckets import Bucket
 from trainer.data.example import Size
 
 CROP_RULE: Final = "centre, lanczos, 2"  # part of every cache key: change it when `place` or `fit` gives other pixels
-# Pictures of six times the size and more are first made smaller by a whole factor, to no less than three times: twice as
+# Pictures of six times the size and more are first made smaller by a whole factor, to three times or more: twice as
 # quick at 24 megapixels, and no more than 2 of 255 levels off in all but 0.03 % of pixels.
 _GAP: Final = 3.0
 

@@ -203,7 +203,7 @@ def _ahead(
     An error of any result that is ready comes out at once, before the results that stand before it.
     """
     waiting: deque[tuple[Future[Result], int]] = deque()
-    threads = worker_threads()
+    threads = max(1, worker_threads() - 1)  # one processor is the encoder's
     held = 0
     pool = ThreadPoolExecutor(max_workers=threads)
     try:

@@ -144,11 +144,14 @@ class ShardStore:
         return known
 
     def _youngest(self, key: bytes) -> Place | None:
-        for part in reversed(self._parts):
-            for place in part.find(key):
-                if place.shard not in self._dead:
-                    return place
-        return None
+        while True:
+            parts = self._parts
+            for part in reversed(parts):
+                for place in part.find(key):
+                    if place.shard not in self._dead:
+                        return place
+            if parts is self._parts:  # otherwise rows were taken up meanwhile, and may replace dead ones
+                return None
 
     def _content(self, key: bytes, place: Place) -> bytes | None:
         """The content at a place; None, and the place no longer in the index, if it is not what it should be."""
@@ -173,9 +176,13 @@ class ShardStore:
                 return
             path = self.folder / self._shards[number].name
             known = joined_rows([part.rows_of(number) for part in self._parts])
-            self._forget(path.name)
             with reading(self.folder):
-                self._add([(path, *compare_shard(path, known))])
+                compared = compare_shard(path, known)
+            # The sound rows are there anew before the old ones go: readers do not wait for the lock.
+            del self._numbers[path.name]
+            self._add([(path, *compared)])
+            self._dead.add(number)
+            self._unsaved += 1
             self._save_if_much()
 
     def _look(self) -> None:

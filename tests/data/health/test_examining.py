@@ -23,7 +23,11 @@ def healthy(paint: Painter) -> Path:
 @pytest.fixture
 def found(healthy: Path, report_of: Examine) -> Callable[..., Report]:
     """The report on the healthy folder, whatever was put into it, without a closer look: its pictures are plain."""
-    return lambda **changes: report_of({"path": healthy}, closer=False, **changes)
+
+    def examine(**changes: object) -> Report:
+        return report_of({"path": healthy}, closer=False, **changes)
+
+    return examine
 
 
 def test_nothing_is_found_in_a_healthy_folder(found: Callable[..., Report]) -> None:

@@ -92,14 +92,14 @@ def harmless(text: str) -> None:
 
 
 @pytest.fixture
-def hostile(show: Show, scene: Scene) -> Path:
+def hostile(tmp_path: Path, show: Show, scene: Scene) -> Path:
     for number, words in enumerate(EVIL):
         name = words.replace("/", "!")
-        path = show(f"evil/{name}.png", scene(number), f"{words}, zwx")
+        show(f"evil/{name}.png", scene(number), f"{words}, zwx")
         show(f"evil/{name} again.png", scene(number), f"{words} {words} {'word ' * 90}")
-    (path.parent / "<script>alert(2)<!script>.png").write_bytes(b"no picture")
-    (path.parent / "<i>.pdf").write_bytes(b"passed over")
-    return path.parent
+    (tmp_path / "evil" / "<script>alert(2)<!script>.png").write_bytes(b"no picture")
+    (tmp_path / "evil" / "<i>.pdf").write_bytes(b"passed over")
+    return tmp_path / "evil"
 
 
 def test_nothing_that_names_and_captions_say_can_act(hostile: Path, report_of: Examine) -> None:
@@ -191,12 +191,12 @@ def test_lost_words_are_struck_out(show: Show, scene: Scene, report_of: Examine)
 
 
 def test_the_page_stays_small_however_much_there_is(
-    show: Show, scene: Scene, report_of: Examine, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, show: Show, scene: Scene, report_of: Examine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(12):
-        path = show(f"a/{number}.png", scene(number), f"zwx, {number}, {'word ' * 90}")
+        show(f"a/{number}.png", scene(number), f"zwx, {number}, {'word ' * 90}")
         show(f"a/{number} again.png", scene(number), f"zwx, {number}")
-    report = report_of({"path": path.parent})
+    report = report_of({"path": tmp_path / "a"})
     whole = rendered(report)
     assert len(whole.of("image")) == 24
     for limit, value in (("_BYTES", 20_000), ("_GALLERY", 4), ("_GROUPS", 3), ("_NAMES", 2), ("_PICTURES", 2)):

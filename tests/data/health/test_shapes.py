@@ -69,9 +69,11 @@ def test_lonely_buckets_make_smaller_batches_or_their_pictures_move(
 
 
 def test_every_picture_is_in_exactly_one_bucket(paint: Painter, report_of: Examine) -> None:
-    for number in range(12):
-        folder = paint(f"{number}.png", size=(64 + 9 * number, 150 - 9 * number), shade=number, caption="zwx").parent
-    report = report_of({"path": folder, "repeats": 3}, closer=False, batch=2)
+    paths = [
+        paint(f"{number}.png", size=(64 + 9 * number, 150 - 9 * number), shade=number, caption="zwx")
+        for number in range(12)
+    ]
+    report = report_of({"path": paths[0].parent, "repeats": 3}, closer=False, batch=2)
     assert sum(one.pictures for one in report.buckets) == 12
     assert sum(one.showings for one in report.buckets) == 36
     aspects = [one.bucket.width / one.bucket.height for one in report.buckets]

@@ -22,18 +22,25 @@ def grainy(image: Image.Image, deviation: float) -> Image.Image:
     return Image.fromarray((np.asarray(image) + grain).clip(0, 255).astype(np.uint8))
 
 
+def plain(image: Image.Image) -> Image.Image:
+    return image
+
+
+def with_grain(image: Image.Image) -> Image.Image:
+    return grainy(image, 8)
+
+
+def flat(image: Image.Image) -> Image.Image:
+    return ImageEnhance.Contrast(image).enhance(0.4)
+
+
+def dark(image: Image.Image) -> Image.Image:
+    return ImageEnhance.Brightness(image).enhance(0.5)
+
+
 @pytest.mark.parametrize("size", [(192, 128), (640, 480)], ids=["whole", "in tiles"])
 @pytest.mark.parametrize("radius", [1.5, 2.0, 3.0])
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda image: image,
-        lambda image: grainy(image, 8),
-        lambda image: ImageEnhance.Contrast(image).enhance(0.4),
-        lambda image: ImageEnhance.Brightness(image).enhance(0.5),
-    ],
-    ids=["plain", "grainy", "flat", "dark"],
-)
+@pytest.mark.parametrize("spoil", [plain, with_grain, flat, dark])
 def test_the_radius_is_found_whatever_the_contrast_and_the_grain(
     scene: Scene, size: tuple[int, int], radius: float, spoil: Callable[[Image.Image], Image.Image]
 ) -> None:
@@ -44,8 +51,8 @@ def test_the_radius_is_found_whatever_the_contrast_and_the_grain(
 @pytest.mark.parametrize("size", [(192, 128), (640, 480)])
 def test_crisp_pictures_are_far_from_soft_ones(scene: Scene, size: tuple[int, int]) -> None:
     for seed in SEEDS:
-        assert blur_of(scene(seed, size).convert("L")) < 0.8
-        assert blur_of(grainy(scene(seed, size), 8).convert("L")) < 0.8
+        assert blur_of(scene(seed, size).convert("L")) < 1.2
+        assert blur_of(grainy(scene(seed, size), 8).convert("L")) < 1.2
         assert blur_of(blurred(scene(seed, size), 3).convert("L")) > 2
 
 
@@ -59,7 +66,7 @@ def test_grain_makes_no_blurred_picture_look_sharp_as_it_does_to_the_laplacian(s
 
     soft, crisp = grainy(blurred(scene(1), 3), 12), ImageEnhance.Contrast(scene(1)).enhance(0.2)
     assert laplacian(soft) > laplacian(crisp)
-    assert blur_of(soft.convert("L")) > 2 > 0.8 > blur_of(crisp.convert("L"))
+    assert blur_of(soft.convert("L")) > 2 > 1.2 > blur_of(crisp.convert("L"))
 
 
 def test_a_soft_background_does_no_harm(scene: Scene) -> None:

@@ -69,7 +69,7 @@ def _blur(account: Account, blur: NDArray[np.floating]) -> Iterator[Finding]:
             kind="softer-than-others",
             level="note",
             what=f"{counted(int(softer.sum()), 'picture is', 'pictures are')} softer than the others: "
-            f"{blur[softer].min():.1f} to {blur[softer].max():.1f} pixels of blur, where {middle:.1f} is usual here.",
+            f"up to {blur[softer].max():.1f} pixels of blur, where {middle:.1f} is usual here.",
             mend="Look at them; they may have been enlarged before.",
         )
         yield about(account, _worst(blur, softer), finding)

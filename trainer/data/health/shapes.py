@@ -150,7 +150,8 @@ def _enlarged(account: Account, factor: NDArray[np.float64]) -> Iterator[Finding
     if not small.any():
         return
     much = int((factor >= _MUCH_ENLARGED).sum())
-    more = f", {much} of them to at least twice their size" if much else ""
+    which = "all" if much == int(small.sum()) else f"{much:,}"
+    more = f", {which} of them to at least twice their size" if much else ""
     finding = Finding(
         kind="enlarged",
         level="warning",

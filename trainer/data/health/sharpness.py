@@ -9,7 +9,7 @@ from PIL import Image, ImageFilter
 _BEFORE: Final = 1.0  # pixels: the deviation of a first blur, which takes grain and the blocks of JPEG away
 _AGAIN: Final = 1.5  # pixels: of the second blur
 _EDGES: Final = 0.005  # of all pixels: the steepest ones are taken for edges
-_FEWEST_EDGES: Final = 16
+_FEWEST_EDGES: Final = 160  # of fewer, thin lines that stand close together would decide
 _TILES: Final = 8  # across and down
 _LOOKED_AT: Final = 6  # tiles: those with the strongest detail
 _OUTLIERS: Final = 0.002  # of all pixels: so many may be darker, and brighter, than what is told apart

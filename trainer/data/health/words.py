@@ -4,7 +4,6 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Final
 
 from trainer.data.account import Account
@@ -106,7 +105,7 @@ class Census:
 
 def looks_like_file_name(caption: str, name: str) -> bool:
     """Whether a caption is the name of its own file, of any picture file, or what cameras and programs call files."""
-    stem = PurePosixPath(name).stem
+    stem = name.rpartition("/")[2].rpartition(".")[0]
     # A name of several words, or of letters alone, may well be meant: that of `red-car.png` is a fair caption.
     own = caption == stem and any(sign.isdigit() for sign in stem) and " " not in stem
     return own or _FILE_NAME.fullmatch(caption) is not None
