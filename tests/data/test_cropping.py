@@ -184,7 +184,10 @@ def test_mask_and_picture_stay_together(
     for axis in (0, 1):
         by_pixels = red.mean(axis).unflatten(0, (-1, scale)).mean(-1)
         by_mask = places[0].mean(axis)
-        assert (by_pixels.cumsum(0) - by_mask.cumsum(0)).abs().max() <= 0.5 + 2 * blur(size, bucket, cut, scale)
+        # A source pixel that the other axis' rim cuts through counts whole or not at all, in every row alike.
+        one = blur(size, bucket, cut, scale)
+        rims = one * len(by_mask) / places.shape[1 + axis]
+        assert (by_pixels.cumsum(0) - by_mask.cumsum(0)).abs().max() <= 0.5 + 2 * one + rims
 
 
 def blur(size: Size, bucket: Bucket, cut: Cut, scale: int) -> float:
