@@ -3,12 +3,12 @@
     python scripts/benchmark/encoding.py [--model bundled|sd15] [--count N] [--chunks N] [--threads N] [--out FILE]
     python scripts/benchmark/encoding.py --epochs [--threads N] [--out FILE]
 
-Pictures: JPEGs (quality 90, smooth shapes with grain), each of another content; 512 x 512 for the bundled base, which
-encodes them at 64 x 64, and 768 x 768 for the autoencoder of Stable Diffusion 1.5's size with random weights, which
-encodes them at 512 x 512. `fill_cache` looks its plan up, reads, checks the digest, decodes, resizes, encodes, and has
-the entries on the disk when it ends; the encoder alone gets a tensor that lies ready, in the same batches, as often as
-`fill_cache` calls it. Both take turns chunk by chunk, each going first half of the time; the figure is the median of
-the chunks' ratios. All pictures have one caption, which is encoded before. Then the whole is filled a second time.
+Pictures: JPEGs (quality 90, smooth shapes with grain), each of another content, with sides of `--side` pixels: 128 for
+the bundled base, whose own pictures have 64 to 128 and which encodes them at 64 x 64; 768 for the autoencoder of Stable
+Diffusion 1.5's size with random weights, which encodes them at 512 x 512. `fill_cache` looks its plan up, reads, checks
+the digest, decodes, resizes, encodes, and has the entries on the disk when it ends; the encoder alone gets a tensor
+that lies ready, in the same batches, as often as `fill_cache` calls it. Both take turns chunk by chunk, each going first
+half of the time; the figure is the median of the chunks' ratios. All pictures have one caption, which is encoded before. Then the whole is filled a second time.
 Where the encoder runs on the processor, decoding takes time from it unless a core is free (`--threads`); so the
 processor seconds of both are told too.
 
@@ -54,13 +54,13 @@ class Case(NamedTuple):
     """A model, and what it is given."""
 
     encoders: Encoders
-    side: int  # of the pictures on disk, pixels
+    side: int  # of the pictures on disk, pixels, unless another is asked for
     resolution: int  # at which they are encoded
 
 
 def bundled() -> Case:
     """The bundled base."""
-    return Case(Sd1(weights="bundled").load(Precision.float32, pick_device()).encoders(), 512, 64)
+    return Case(Sd1(weights="bundled").load(Precision.float32, pick_device()).encoders(), 128, 64)
 
 
 def sd15() -> Case:
@@ -160,6 +160,7 @@ def filling(case: Case, count: int, chunks: int, root: Path) -> dict[str, float]
     first, bare = sum(one.wall for one in ours), sum(one.wall for one in alone)
     return {
         "pictures": count - 1,
+        "side of a picture, pixels": case.side,
         "pictures a chunk": size,
         "pictures a batch": len(batch),
         "fill_cache, pictures a second": round((count - 1) / first, 2),
@@ -265,6 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("bundled", "sd15"), default="bundled")
     parser.add_argument("--count", type=int, help="pictures; 10,000 for the bundled base, 12 for sd15")
+    parser.add_argument("--side", type=int, help="of the pictures, in pixels")
     parser.add_argument("--chunks", type=int, help="10 for the bundled base, 4 for sd15")
     parser.add_argument("--epochs", action="store_true")
     parser.add_argument("--steps", type=int, default=200, help="with --epochs: steps of each of the two")
@@ -279,6 +281,7 @@ def main() -> None:
     around = environment() | versions | {"device": device, "torch threads": torch.get_num_threads()}
     print("  ".join(f"{name} {value}" for name, value in around.items()))
     case = sd15() if asked.model == "sd15" else bundled()
+    case = case._replace(side=asked.side or case.side)
     count, chunks = (12, 4) if asked.model == "sd15" else (10_000, 10)
     with tempfile.TemporaryDirectory(dir=asked.folder) as root:
         figures = (

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from threading import Lock
 from typing import Final
 
 from trainer.core.errors import DataError
@@ -87,22 +88,22 @@ def scan(
 
 def _judged(
     pictures: Iterable[Found], reader: Reader, source: Source, limits: ImageLimits, verdicts: "_Verdicts"
-) -> Iterator[tuple[Found, Verdict | DataError]]:
+) -> Iterator["_Judged"]:
     """Each picture with the verdict on it, in order."""
 
-    def judge(found: Found) -> tuple[Found, Verdict | DataError]:
-        known = verdicts.on(found, source.masks)
-        if known is not None:
-            return found, known
+    def known(found: Found) -> "_Judged | None":
+        verdict = verdicts.on(found, source.masks)
+        return None if verdict is None else (found, verdict)
+
+    def judge(found: Found) -> "_Judged":
         try:
-            return found, _look(found, reader, source.masks, limits)
+            verdict = _look(found, reader, source.masks, limits)
         except DataError as error:
             return found, error
+        verdicts.remember(found, source.masks, verdict)
+        return found, verdict
 
-    for found, verdict in in_order(judge, pictures):
-        if isinstance(verdict, Verdict):
-            verdicts.remember(found, source.masks, verdict)
-        yield found, verdict
+    yield from in_order(judge, pictures, known=known)
 
 
 def _look(found: Found, reader: Reader, masks: Masks, limits: ImageLimits) -> Verdict:
@@ -178,6 +179,9 @@ def _settle(
     )
 
 
+_Judged = tuple[Found, Verdict | DataError]
+
+
 class _Verdicts:
     """Remembers verdicts on pictures that can be used; refused ones are looked at again, since they may be mended."""
 
@@ -185,6 +189,7 @@ class _Verdicts:
         self._store = None if folder is None else ShardStore(folder)
         self._rules = f"{DECODER_VERSION} {limits.pixels} {limits.bytes}"
         self._new: dict[str, bytes] = {}
+        self._lock = Lock()
 
     def __enter__(self) -> "_Verdicts":
         return self
@@ -202,15 +207,13 @@ class _Verdicts:
         return None if content is None else Verdict.from_bytes(content)
 
     def remember(self, found: Found, masks: Masks, verdict: Verdict) -> None:
-        """Keep a verdict."""
+        """Keep a verdict; may be called by several threads."""
         if self._store is None or not found.stamp or (found.mask and not found.mask_stamp):
             return
-        key = self._key(found, masks)
-        if key in self._store:
-            return
-        self._new[key] = verdict.as_bytes()
-        if len(self._new) >= _AT_ONCE:
-            self._write()
+        with self._lock:
+            self._new[self._key(found, masks)] = verdict.as_bytes()
+            if len(self._new) >= _AT_ONCE:
+                self._write()
 
     def _key(self, found: Found, masks: Masks) -> str:
         return digest("\n".join((self._rules, masks, found.stamp, found.mask_stamp)).encode("utf-8"))
