@@ -7,10 +7,10 @@ Pictures: JPEGs (quality 90, smooth shapes with grain), each of another content,
 the bundled base, whose own pictures have 64 to 128 and which encodes them at 64 x 64; 768 for the autoencoder of Stable
 Diffusion 1.5's size with random weights, which encodes them at 512 x 512. `fill_cache` looks its plan up, reads, checks
 the digest, decodes, resizes, encodes, and has the entries on the disk when it ends; the encoder alone gets a tensor
-that lies ready, in the same batches, as often as `fill_cache` calls it. Both take turns chunk by chunk, each going first
-half of the time; the figure is the median of the chunks' ratios. All pictures have one caption, which is encoded before. Then the whole is filled a second time.
-Where the encoder runs on the processor, decoding takes time from it unless a core is free (`--threads`); so the
-processor seconds of both are told too.
+that lies ready, in the same batches, as often as `fill_cache` calls it. Both take turns chunk by chunk, each going
+first half of the time; the figure is the median of the chunks' ratios. All pictures have one caption, encoded before.
+Then the whole is filled a second time. Where the encoder runs on the processor, decoding takes time from it unless a
+core is free (`--threads`); so the processor seconds of both are told too.
 
 With `--epochs`: the seconds a training step of the bundled base takes (LoRA of rank 8, batch 4, forward, backward and
 optimiser; and apart from it the data side, `CachedBatches.numbered`) with 100 and with 100,000 pictures in the cache,
