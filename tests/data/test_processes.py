@@ -20,7 +20,8 @@ sampler = BucketSampler([0, 2, 1] * 9, 4, Seeds(1))
 print([sampler.batch(number).examples for number in range(20)])
 one = Example(source=0, locator="a", name="a", key="k", size=Size(1, 1), captions=("a, b, c, d, e",))
 rules = CaptionRules(shuffle_tags=True, trigger="t")
-print([caption_of(one, rules, Seeds(1), epoch) for epoch in range(9)], sorted(captions_needed([one], lambda _: rules, Seeds(1))))
+needed = sorted(captions_needed([one], lambda _: rules, Seeds(1)))
+print([caption_of(one, rules, Seeds(1), epoch) for epoch in range(9)], needed)
 """
 
 
