@@ -13,8 +13,6 @@ Wall-clock counts on an idle machine; on a busy one, compare the processor secon
 import argparse
 import importlib
 import json
-import os
-import platform
 import random
 import shutil
 import statistics
@@ -25,6 +23,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
+
+from startup import environment
 
 _A_SHARD = 1000
 _ENCODER = "benchmark"
@@ -117,16 +117,6 @@ def runs_of(root: Path, entries: int, reads: int, runs: int, *, index: bool) -> 
         figures.append(json.loads(told.stdout))
     names = list(Figures.__annotations__)
     return {name: round(statistics.median(float(one[name]) for one in figures), 3) for name in names}
-
-
-def environment() -> dict[str, str | int | float]:
-    """What the figures depend on."""
-    return {
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "processors": os.cpu_count() or 0,
-        "load": round(os.getloadavg()[0], 2),
-    }
 
 
 def main() -> None:
