@@ -7,7 +7,7 @@ from trainer.core.device import Precision, pick_device
 from trainer.core.log import logger
 from trainer.core.run_folder import RunFolder
 from trainer.core.seeds import Seeds
-from trainer.core.tensors import PICKLE_SUFFIXES, read_header
+from trainer.core.tensors import is_pickle, read_header
 from trainer.families.model import DiffusionModel
 from trainer.families.sd1 import Sd1
 from trainer.loop.checkpoints import Checkpoints
@@ -27,7 +27,7 @@ def open_for_drawing(source: Path, base: str, strength: float) -> tuple[Diffusio
     Raises:
         TrainerError: there is no such thing, or its parts do not fit.
     """
-    if source.suffix == ".safetensors" or source.suffix in PICKLE_SUFFIXES:
+    if source.suffix == ".safetensors" or is_pickle(source):
         model = Sd1(weights=base).load(Precision.float32, pick_device())
         resolution = read_header(source).metadata.get("modelspec.resolution", "512x512").split("x")[0]
         _attach_file(model, source, strength)

@@ -170,9 +170,11 @@ def plan_data(recipe: Recipe, progress: Phases) -> DataPlan:
     account = scan_data(recipe, progress)
     account.check(recipe.data.on_reject)
     latent = recipe.model.load(recipe.precision, torch.device("cpu")).latent  # its networks stay on the disk
-    counts = count_buckets(account, fit_all(account, recipe.data, scale=latent.scale, batch=recipe.batch), recipe.batch)
+    fitting = fit_all(account, recipe.data, scale=latent.scale, batch=recipe.batch)
+    counts = count_buckets(account, fitting, recipe.batch)
     examples = account.training
-    buckets = recipe.data.buckets_of(examples, latent.scale, recipe.batch)
+    kept_back = account.accepted.numbers("held_out").tolist()
+    buckets = [bucket for bucket, held in zip(fitting.buckets, kept_back, strict=True) if not held]
     cuts = [len(recipe.data.cuts_of(example, bucket)) for example, bucket in zip(examples, buckets, strict=True)]
     numbers = [bucket.width * bucket.height // latent.scale**2 * latent.channels for bucket in buckets]
     return DataPlan(

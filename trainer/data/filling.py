@@ -83,8 +83,7 @@ class Checked:
 
     def __init__(self, cache: TensorCache) -> None:
         self._cache = cache
-        size = sum(file.stat().st_size for file in cache.folder.glob("shard-*.arrow"))
-        self._left = len(cache) * _BYTES_CHECKED // max(size, _BYTES_CHECKED)  # entries of the usual size
+        self._left = len(cache) * _BYTES_CHECKED // max(cache.bytes, _BYTES_CHECKED)  # entries of the usual size
 
     def __call__(self, keys: Sequence[str]) -> Sequence[bool]:
         """For each key, whether there is a sound entry; damaged ones are warned of and forgotten."""

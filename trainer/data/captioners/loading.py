@@ -15,7 +15,7 @@ import torch
 from trainer.core.device import Precision
 from trainer.core.errors import WeightsError
 from trainer.core.files import printable
-from trainer.core.tensors import PICKLE_SUFFIXES
+from trainer.core.tensors import is_pickle
 
 _WHERE: Final = "captioner.weights"
 _HUB_NAME: Final = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -191,7 +191,7 @@ def _snapshot(name: str, revision: str | None, wanted: Sequence[str], *, local: 
 
 
 def _incomplete(folder: Path, missing: str) -> WeightsError:
-    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLE_SUFFIXES)
+    pickles = sorted(file.name for file in folder.iterdir() if is_pickle(file))
     if pickles:
         return WeightsError(
             f"This model lacks {missing}; {pickles[0]} could run code when it is opened, so it is not.",
