@@ -17,7 +17,7 @@ from trainer.core.errors import DataError, NonFiniteError, TrainerError
 from trainer.core.seeds import Seeds
 from trainer.data.buckets import Bucket
 from trainer.data.cropping import Cut
-from trainer.data.encoding import PictureWork
+from trainer.data.decoder import PictureWork
 from trainer.data.example import Example, Size
 from trainer.data.filling import CacheReport, Needs, fill_cache
 from trainer.data.scanning import scan

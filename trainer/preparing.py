@@ -16,7 +16,8 @@ from trainer.core.seeds import Seeds
 from trainer.data import planning
 from trainer.data.account import MOST_LISTED, Account
 from trainer.data.captions import captions_needed
-from trainer.data.encoding import PictureWork, WordsWork
+from trainer.data.decoder import PictureWork
+from trainer.data.encoding import WordsWork
 from trainer.data.filling import CacheReport, Needs, encode_again, fill_cache
 from trainer.data.health.shapes import BucketCount, count_buckets, fit_all
 from trainer.data.health.shares import Share, shares_of

@@ -17,7 +17,8 @@ from trainer.core.errors import CheckpointError, DataError, NonFiniteError, Reci
 from trainer.data.buckets import Bucket
 from trainer.data.cache import TensorCache
 from trainer.data.cropping import Cut
-from trainer.data.encoding import Encoding, PictureWork, WordsWork
+from trainer.data.decoder import PictureWork
+from trainer.data.encoding import Encoding, WordsWork
 from trainer.data.example import Example, Progress, Size
 from trainer.data.filling import CacheReport, Checked, Needs, caches_of, encode_all, encoding_of, missing_words
 from trainer.data.planning import Share

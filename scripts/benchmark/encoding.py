@@ -176,18 +176,27 @@ def filling(case: Case, count: int, chunks: int, root: Path) -> dict[str, float]
     }
 
 
-def random_cache(root: Path, count: int, encoders: Encoders) -> CachedBatches:
-    """Batches of `count` pictures whose entries are random numbers."""
-    examples = ExampleTable.of(
+def random_examples(count: int) -> ExampleTable:
+    """Examples without files."""
+    return ExampleTable.of(
         Example(
             source=0, locator=f"{n}.png", name=f"{n}.png", key=f"{n:064x}", size=Size(96 if n % 2 else 64, 64),
-            captions=(f"picture {n}",),
+            captions=(f"picture {n % 1000}",),
         )
         for n in range(count)
     )  # fmt: skip
-    settings = DataSettings.model_validate(
+
+
+def random_settings(root: Path, count: int) -> DataSettings:
+    """How they are trained on."""
+    return DataSettings.model_validate(
         {"sources": [{"kind": "folder", "path": root}], "resolution": 64, "cache": {"folder": root / str(count)}}
     )
+
+
+def random_cache(root: Path, count: int, encoders: Encoders) -> CachedBatches:
+    """Batches of `count` pictures whose entries are random numbers."""
+    examples, settings = random_examples(count), random_settings(root, count)
     needs = Needs(examples=examples, settings=settings, encoders=encoders, seeds=SEEDS, batch=4)
     pictures, words = caches_of(settings, encoders)
     plan = needs.plan(Share())

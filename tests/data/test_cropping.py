@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trainer.data.buckets import Bucket
 from trainer.data.cropping import CropRules, Cut, Placement, counts_nowhere, cuts_of, fit, fit_mask, place
+from trainer.data.encoding import as_numbers
 from trainer.data.example import Size
 
 CENTRE = Cut()
@@ -27,6 +28,17 @@ bucket_sides = st.integers(1, 20).map(lambda columns: columns * SCALE)
 buckets = st.builds(Bucket, bucket_sides, bucket_sides)
 cuts = st.builds(Cut, st.booleans(), st.floats(0, 1))
 rules = st.builds(CropRules, places=st.integers(1, 9))
+
+
+def fitted(image: Image.Image, bucket: Bucket, cut: Cut, size: Size | None = None) -> tuple[Tensor, Placement]:
+    """As the encoder gets it: [3 H W] in -1 .. 1."""
+    pixels, placed = fit(image, bucket, cut, size)
+    return as_numbers(pixels[None])[0], placed
+
+
+def fitted_mask(mask: Image.Image, bucket: Bucket, cut: Cut, scale: int, size: Size | None = None) -> Tensor:
+    """[1 h w]."""
+    return torch.from_numpy(fit_mask(mask, bucket, cut, scale, size))
 
 
 def spare(placed: Placement, bucket: Bucket) -> tuple[int, int]:
@@ -123,7 +135,7 @@ def test_the_pixels_are_exactly_those_of_the_box(
     size: tuple[int, int], bucket: tuple[int, int], along: float, box: tuple[int, int, int, int]
 ) -> None:
     image = noise(*size)
-    pixels, _ = fit(image, Bucket(*bucket), Cut(place=along))
+    pixels, _ = fitted(image, Bucket(*bucket), Cut(place=along))
     assert torch.equal(pixels, pixels_of(image.resize(bucket, Image.Resampling.LANCZOS, box=box)))
 
 
@@ -131,12 +143,12 @@ def test_the_pixels_are_exactly_those_of_the_box(
 def test_the_pixels_are_about_those_of_resizing_and_cropping(size: tuple[int, int], bucket: tuple[int, int]) -> None:
     image = noise(*size)
     for cut in cuts_of(Size(*size), Bucket(*bucket), CropRules(places=3), flip=False):
-        pixels, placed = fit(image, Bucket(*bucket), cut)
+        pixels, placed = fitted(image, Bucket(*bucket), cut)
         whole = image.resize(placed.resized, Image.Resampling.LANCZOS)
         box = (placed.left, placed.top, placed.left + bucket[0], placed.top + bucket[1])
         assert pixels.shape == (3, bucket[1], bucket[0])
         assert (pixels - pixels_of(whole.crop(box))).abs().max() <= 3 / 127.5
-        flipped, _ = fit(image, Bucket(*bucket), cut._replace(mirrored=True))
+        flipped, _ = fitted(image, Bucket(*bucket), cut._replace(mirrored=True))
         assert torch.equal(flipped, pixels.flip(-1))
 
 
@@ -150,7 +162,7 @@ def slopes(size: Size) -> Image.Image:
 @settings(max_examples=60, deadline=None)
 @given(size=small_sizes, bucket=buckets, cut=cuts)
 def test_the_recorded_geometry_is_what_was_cut(size: Size, bucket: Bucket, cut: Cut) -> None:
-    pixels, placed = fit(slopes(size), bucket, cut)
+    pixels, placed = fitted(slopes(size), bucket, cut)
     seen = (pixels[:2] + 1) * 127.5
     column = (np.arange(bucket.width) + 0.5 + placed.left) / placed.resized.width
     row = (np.arange(bucket.height) + 0.5 + placed.top) / placed.resized.height
@@ -174,8 +186,8 @@ def test_mask_and_picture_stay_together(
     picture.paste((255, 0, 0), (left, top, right, below))
     mask.paste(255, (left, top, right, below))
     half = Size(-(-size.width // 2), -(-size.height // 2))
-    pixels, _ = fit(picture.resize(half, Image.Resampling.BOX) if shrunk else picture, bucket, cut, size)
-    places = fit_mask(mask, bucket, cut, scale)
+    pixels, _ = fitted(picture.resize(half, Image.Resampling.BOX) if shrunk else picture, bucket, cut, size)
+    places = fitted_mask(mask, bucket, cut, scale)
     assert places.shape == (1, bucket.height // scale, bucket.width // scale)
     assert places.dtype == torch.float32
     assert 0 <= float(places.min()) <= float(places.max()) <= 1
@@ -201,17 +213,17 @@ def test_a_mask_is_the_mean_over_each_place(scale: int) -> None:
     bucket = Bucket(8 * scale, 4 * scale)
     mask = Image.new("L", bucket, 0)
     mask.paste(255, (scale, scale, 3 * scale + scale // 4, 2 * scale))
-    places = fit_mask(mask, bucket, CENTRE, scale)
+    places = fitted_mask(mask, bucket, CENTRE, scale)
     expected = torch.zeros(1, 4, 8)
     expected[0, 1, 1:3] = 1
     expected[0, 1, 3] = 0.25
     torch.testing.assert_close(places, expected, rtol=0, atol=1 / 255)
-    assert torch.equal(fit_mask(mask, bucket, Cut(mirrored=True), scale), places.flip(-1))
+    assert torch.equal(fitted_mask(mask, bucket, Cut(mirrored=True), scale), places.flip(-1))
 
 
 @given(size=small_sizes, bucket=buckets, cut=cuts)
 def test_a_white_mask_is_exactly_one(size: Size, bucket: Bucket, cut: Cut) -> None:
-    assert (fit_mask(Image.new("L", size, 255), bucket, cut, SCALE) == 1).all()
+    assert (fitted_mask(Image.new("L", size, 255), bucket, cut, SCALE) == 1).all()
 
 
 def test_a_mask_of_another_size_is_laid_over_the_whole_picture() -> None:
@@ -220,8 +232,8 @@ def test_a_mask_of_another_size_is_laid_over_the_whole_picture() -> None:
     mask.paste(255, (75, 0, 150, 100))
     whole = mask.resize((340, 200), Image.Resampling.NEAREST)
     for cut in (Cut(), Cut(True, 0.0), Cut(False, 0.3), Cut(False, 1.0)):
-        places = fit_mask(mask, Bucket(64, 64), cut, SCALE, Size(340, 200))
-        assert (places - fit_mask(whole, Bucket(64, 64), cut, SCALE)).abs().max() <= 0.1
+        places = fitted_mask(mask, Bucket(64, 64), cut, SCALE, Size(340, 200))
+        assert (places - fitted_mask(whole, Bucket(64, 64), cut, SCALE)).abs().max() <= 0.1
 
 
 def test_a_mask_that_was_cut_away_says_so() -> None:
@@ -238,15 +250,15 @@ def test_a_picture_decoded_at_a_reduced_scale_is_cut_at_the_same_place(denominat
     whole = slopes(size)
     reduced = whole.resize((-(-size.width // denominator), -(-size.height // denominator)), Image.Resampling.BOX)
     for cut in (Cut(), Cut(True, 0.2), Cut(False, 1.0)):
-        expected, placed = fit(whole, bucket, cut)
-        pixels, same = fit(reduced, bucket, cut, size)
+        expected, placed = fitted(whole, bucket, cut)
+        pixels, same = fitted(reduced, bucket, cut, size)
         assert same == placed == place(size, bucket, cut)
         assert (pixels - expected).abs().max() <= 3 / 127.5
 
 
 def test_the_pixels_of_a_reduced_picture_are_exactly_those_of_its_share_of_the_box() -> None:
     reduced = noise(126, 190)
-    pixels, placed = fit(reduced, Bucket(56, 40), CENTRE, Size(1001, 1516))
+    pixels, placed = fitted(reduced, Bucket(56, 40), CENTRE, Size(1001, 1516))
     assert placed == Placement(Size(56, 85), top=22, left=0)
     box = (0, 22 * (190 / 85), 126, 62 * (190 / 85))
     assert torch.equal(pixels, pixels_of(reduced.resize((56, 40), Image.Resampling.LANCZOS, box=box)))
@@ -254,7 +266,7 @@ def test_the_pixels_of_a_reduced_picture_are_exactly_those_of_its_share_of_the_b
 
 def test_black_and_white_are_the_ends_of_the_range() -> None:
     for shade, value in ((0, -1.0), (255, 1.0)):
-        pixels, _ = fit(Image.new("RGB", (10, 30), (shade,) * 3), Bucket(16, 16), CENTRE)
+        pixels, _ = fitted(Image.new("RGB", (10, 30), (shade,) * 3), Bucket(16, 16), CENTRE)
         assert torch.equal(pixels, torch.full((3, 16, 16), value))
 
 
@@ -268,8 +280,8 @@ def peak_bytes() -> int:
 def test_a_very_long_picture_does_not_fill_the_memory(width: int, height: int, cut: Cut) -> None:
     bucket = Bucket(256, 1024)
     before = peak_bytes()
-    pixels, placed = fit(Image.new("RGB", (width, height)), bucket, cut)
-    mask = fit_mask(Image.new("L", (width, height), 255), bucket, cut, SCALE)
+    pixels, placed = fitted(Image.new("RGB", (width, height)), bucket, cut)
+    mask = fitted_mask(Image.new("L", (width, height), 255), bucket, cut, SCALE)
     assert pixels.shape == (3, 1024, 256)
     assert mask.shape == (1, 128, 32)
     assert max(placed.resized) >= 1024 * 60_000 / 3 / 4  # had it been resized as a whole: gigabytes

@@ -7,17 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from loky.process_executor import ProcessPoolExecutor
 from PIL import Image
 from torch import Tensor
 
 from trainer.batch import Encoders, Posterior
 from trainer.core.errors import DataError, NonFiniteError, TrainerError
 from trainer.core.seeds import Seeds
-from trainer.data import encoding, filling, gathering
+from trainer.data import decode_ahead, encoding, filling, gathering
 from trainer.data.batches import DataSettings
 from trainer.data.cache import TensorCache
+from trainer.data.decoder import Decoder, PictureWork
 from trainer.data.decoding import Picture
 from trainer.data.examples import ExampleTable
 from trainer.data.filling import CacheReport, Needs, encode_again, fill_cache, needed_keys
@@ -162,7 +165,8 @@ def test_what_another_process_encodes_meanwhile_is_not_encoded_again(
     settings: Change, encoders: Any, from_the_start: None, a_shard_each: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encoding, "_MOST_AT_ONCE", 1)
-    monkeypatch.setattr(encoding, "worker_threads", lambda: 1)
+    monkeypatch.setattr(decode_ahead, "worker_threads", lambda: 1)
+    monkeypatch.setattr(decode_ahead, "_WORKS_AHEAD", 1)
     monkeypatch.setattr(gathering, "_MOST_WAITING", 0)
     monkeypatch.setattr("trainer.data.planning._TURN", 1)
     there = False
@@ -399,15 +403,75 @@ def test_what_waits_for_the_encoder_is_bounded(
 ) -> None:
     many(paint, 120)
     own = settings(source={"path": tmp_path / "pictures/many"})
-    monkeypatch.setattr(encoding, "_BYTES_AHEAD", 1)  # so little that one picture is decoded after the other
+    monkeypatch.setattr(decode_ahead, "_BYTES_AHEAD", 1)  # so little that one picture is decoded after the other
     started: list[int] = []
-    decode = encoding.Encoding.decode
+    decode = Decoder.__call__
 
-    def counting(self: encoding.Encoding, work: encoding.PictureWork) -> Any:
+    def counting(self: Decoder, work: PictureWork) -> Any:
         started.append(len(encoders.pictures))
         return decode(self, work)
 
-    monkeypatch.setattr(encoding.Encoding, "decode", counting)
+    monkeypatch.setattr(Decoder, "__call__", counting)
     assert fill(own, encoders.both).encoded_pictures == 120
     # When a picture is begun, all before it are encoded, apart from those of its batch.
     assert all(position - 17 <= 16 * done for position, done in enumerate(started))
+
+
+@pytest.fixture
+def in_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are decoded in processes, however few they are."""
+    monkeypatch.setattr(filling, "_FEWEST_FOR_PROCESSES", 1)
+    monkeypatch.setattr(decode_ahead, "worker_threads", lambda: 3)
+    monkeypatch.setattr(decode_ahead, "_WORKS_A_TASK", 2)
+    submit = ProcessPoolExecutor.submit
+
+    def patiently(self: ProcessPoolExecutor, function: Any, *given: Any) -> Any:
+        future = submit(self, function, *given)
+        if given == ((),):  # which asks whether a process has started; until then there would be threads
+            future.result(timeout=120)
+        return future
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", patiently)
+
+
+def decoding_processes() -> list[psutil.Process]:
+    """Those that this one has started."""
+    return [child for child in psutil.Process().children(recursive=True) if "popen_loky" in " ".join(child.cmdline())]
+
+
+def test_processes_decode_what_threads_decode(
+    settings: Change, encoders: Any, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    masked(tmp_path / "pictures/left.png", (64, 64), (0, 0, 32, 64))
+    threads = settings(source={"masks": "alpha"}, flip=True, cache={"folder": tmp_path / "threads"})
+    fill(threads, encoders.both)
+    request.getfixturevalue("in_processes")
+    processes = settings(source={"masks": "alpha"}, flip=True, cache={"folder": tmp_path / "processes"})
+    report = fill(processes, encoders.both)
+    assert report.encoded_pictures == 16
+    assert same(entries(threads, "pictures-1"), entries(processes, "pictures-1"))
+
+
+def test_an_error_in_a_process_is_the_message_that_a_thread_gives(
+    settings: Change, encoders: Any, in_processes: None, tmp_path: Path
+) -> None:
+    examples = accepted(settings())
+    (tmp_path / "pictures/4.png").write_bytes((tmp_path / "pictures/3.png").read_bytes())
+    with pytest.raises(DataError, match="was changed while the run") as caught:
+        fill_cache(examples, settings(), encoders.both, SEEDS)
+    assert caught.value.where is not None
+    assert caught.value.where.endswith("4.png")
+    assert caught.value.mend == "Start again; leave it alone then."
+    assert not decoding_processes()
+
+
+def test_a_killed_process_is_told(settings: Change, encoders: Any, in_processes: None) -> None:
+    needs = Needs(examples=accepted(settings()), settings=settings(), encoders=encoders.both, seeds=SEEDS)
+    works = list(needs.plan(Share()).works(np.arange(7), lambda keys: [False] * len(keys)))
+    ahead = decode_ahead.decode_ahead(needs.encoding.decoder, works * 50, processes=True)
+    next(ahead)
+    assert decoding_processes()
+    for child in decoding_processes():
+        child.kill()
+    with pytest.raises(TrainerError, match="decodes pictures was killed"):
+        list(ahead)

@@ -37,6 +37,7 @@ torch.set_num_threads(1)
 torch.manual_seed(0)
 network = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2, 1), torch.nn.SiLU(), torch.nn.Conv2d(8, 4, 3, 2, 1))
 gathering._SHARD_SECONDS = 0.0  # a shard a batch
+filling._FEWEST_FOR_PROCESSES = asked.get("fewest", 500)
 share = Share()
 if asked.get("shared"):
     torch.distributed.init_process_group("gloo")
@@ -83,7 +84,12 @@ def start(launcher: tuple[str, ...] = (), **asked: Any) -> "subprocess.Popen[str
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     content = json.dumps({name: str(one) if isinstance(one, Path) else one for name, one in asked.items()})
     return subprocess.Popen(
-        [*command, content], text=True, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [*command, content],
+        text=True,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
     )
 
 
@@ -126,9 +132,12 @@ def contents(cache: Path) -> dict[str, bytes]:
     return found
 
 
-def test_a_killed_filling_loses_little_and_goes_on(pictures: Path, unbroken: dict[str, bytes], tmp_path: Path) -> None:
-    killed = start(pictures=pictures, cache=tmp_path, lives=8)
-    killed.communicate(timeout=240)
+@pytest.mark.parametrize("fewest", [500, 1], ids=["threads", "processes"])
+def test_a_killed_filling_loses_little_and_goes_on(
+    pictures: Path, unbroken: dict[str, bytes], tmp_path: Path, fewest: int
+) -> None:
+    killed = start(pictures=pictures, cache=tmp_path, lives=8, fewest=fewest)
+    killed.communicate(timeout=240)  # also waits for the processes that decode: they hold the same pipes
     assert killed.returncode == -signal.SIGKILL
     ((encoded, reused),) = answer(start(pictures=pictures, cache=tmp_path))
     assert encoded + reused == COUNT
@@ -136,15 +145,16 @@ def test_a_killed_filling_loses_little_and_goes_on(pictures: Path, unbroken: dic
     assert contents(tmp_path) == unbroken
 
 
+@pytest.mark.parametrize("fewest", [500, 1], ids=["threads", "processes"])
 def test_an_interrupted_filling_leaves_nothing_partial_and_goes_on(
-    pictures: Path, unbroken: dict[str, bytes], tmp_path: Path
+    pictures: Path, unbroken: dict[str, bytes], tmp_path: Path, fewest: int
 ) -> None:
-    interrupted = start(pictures=pictures, cache=tmp_path, seconds=0.3)
+    interrupted = start(pictures=pictures, cache=tmp_path, seconds=0.3, fewest=fewest)
     deadline = time.monotonic() + 200
     while not list(tmp_path.rglob("shard-*.arrow")) and time.monotonic() < deadline:
         time.sleep(0.02)
     time.sleep(0.5)
-    interrupted.send_signal(signal.SIGINT)
+    os.killpg(interrupted.pid, signal.SIGINT)  # as a terminal does: to all processes of the program
     interrupted.communicate(timeout=30)
     assert interrupted.returncode == 130
     assert not list(tmp_path.rglob("*.tmp"))

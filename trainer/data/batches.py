@@ -21,8 +21,9 @@ from trainer.data.buckets import AssignedBuckets, Bucket, BucketRules, assign_al
 from trainer.data.cache import CacheDtype, TensorCache, cache_key
 from trainer.data.captions import NO_WORDS, CaptionRules, caption_of, is_dropped
 from trainer.data.cropping import CROP_RULE, CropRules, Cut, cuts_of, place
+from trainer.data.decoder import PictureWork
 from trainer.data.decoding import DECODER_VERSION, ImageLimits
-from trainer.data.encoding import PictureWork, WordsWork
+from trainer.data.encoding import WordsWork
 from trainer.data.example import Example
 from trainer.data.examples import ExampleTable
 from trainer.data.sampler import BucketSampler

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-import torch
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 from typing_extensions import Self
 
@@ -136,6 +135,8 @@ class _Chance:
         return self.seeds.permutation("tags", self.written, self.variant, length=length)
 
     def survives(self, length: int, dropout: float) -> list[bool]:
+        import torch
+
         generator = self.seeds.generator("tag dropout", self.written, self.variant)
         return (torch.rand(length, generator=generator, dtype=torch.float64) >= dropout).tolist()
 

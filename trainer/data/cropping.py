@@ -3,10 +3,9 @@
 from typing import Final, NamedTuple
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
-from torch import Tensor
 
 from trainer.core.settings import Settings
 from trainer.data.buckets import Bucket
@@ -78,8 +77,8 @@ def place(size: Size, bucket: Bucket, cut: Cut) -> Placement:
     return Placement(resized, top, spare - left if cut.mirrored else left)
 
 
-def fit(image: Image.Image, bucket: Bucket, cut: Cut, size: Size | None = None) -> tuple[Tensor, Placement]:
-    """Pixels [3 H W] in -1 .. 1 of the bucket's size, and where they were cut out of an RGB picture.
+def fit(image: Image.Image, bucket: Bucket, cut: Cut, size: Size | None = None) -> tuple[NDArray[np.uint8], Placement]:
+    """Pixels [H W 3] of the bucket's size, and where they were cut out of an RGB picture.
 
     Args:
         image: the picture, upright; possibly decoded at a reduced scale.
@@ -89,11 +88,10 @@ def fit(image: Image.Image, bucket: Bucket, cut: Cut, size: Size | None = None) 
     """
     whole = Size(*image.size) if size is None else size
     piece = _cut_out(image, bucket, cut, whole, (bucket, Image.Resampling.LANCZOS))
-    pixels = torch.from_numpy(np.array(piece)).permute(2, 0, 1).float() / 127.5 - 1.0
-    return pixels.contiguous(), place(whole, bucket, cut)
+    return np.array(piece), place(whole, bucket, cut)
 
 
-def fit_mask(mask: Image.Image, bucket: Bucket, cut: Cut, scale: int, size: Size | None = None) -> Tensor:
+def fit_mask(mask: Image.Image, bucket: Bucket, cut: Cut, scale: int, size: Size | None = None) -> NDArray[np.float32]:
     """How much each latent place counts, [1 h w] float32 in 0 .. 1, cut as the picture is: the mean over its pixels.
 
     All places can be 0, where the masked part was cut away: ask `counts_nowhere` before a loss is asked for.
@@ -108,10 +106,10 @@ def fit_mask(mask: Image.Image, bucket: Bucket, cut: Cut, scale: int, size: Size
     whole = Size(*mask.size) if size is None else size
     grid = Bucket(bucket.width // scale, bucket.height // scale)
     piece = _cut_out(mask, bucket, cut, whole, (grid, Image.Resampling.BOX))
-    return torch.from_numpy(np.array(piece)).float()[None] / 255.0
+    return np.asarray(piece, dtype=np.float32)[None] / np.float32(255)
 
 
-def counts_nowhere(mask: Tensor) -> bool:
+def counts_nowhere(mask: NDArray[np.float32]) -> bool:
     """Whether a mask [1 h w] leaves nothing to learn; the mean over its area would be 0 / 0."""
     return not bool(mask.any())
 

@@ -1,51 +1,29 @@
-"""Pictures and words -> entries of the cache: decoded ahead in threads, encoded on the device, written behind."""
+"""Pictures and words -> entries of the cache: decoded ahead, encoded on the device, written behind."""
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.batch import Encoders
-from trainer.core.errors import DataError
-from trainer.core.threads import worker_threads
 from trainer.data.buckets import Bucket
-from trainer.data.cropping import Cut, counts_nowhere, fit, fit_mask, place
+from trainer.data.decode_ahead import decode_ahead
+from trainer.data.decoder import Decoder, PictureWork, Piece
 from trainer.data.decoding import ImageLimits
-from trainer.data.example import Example
 from trainer.data.gathering import Encoded, Gatherer
 from trainer.data.opened import OpenSources
 
 _PIXELS_AT_ONCE: Final = 512 * 512  # a 512-pixel picture fills a GPU by itself, and more would cost memory
 _MOST_AT_ONCE: Final = 16
-_BYTES_AHEAD: Final = 1 << 30  # what decoding may hold, so that pictures of 64 million pixels do not fill the memory
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 Count = Callable[[int], None]
 """Told how many entries have been encoded since it was told last."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PictureWork:
-    """A picture in its bucket, and the entries that are to be made of it: it is decoded once for all of them."""
-
-    example: Example
-    bucket: Bucket
-    cuts: tuple[Cut, ...]
-    keys: tuple[str, ...]  # one a cut
-
-    @property
-    def bytes(self) -> int:
-        """About what it holds in memory while it waits to be encoded."""
-        width, height = self.example.size
-        decoded = 8 * width * height  # Pillow's four bytes a pixel, twice where it is turned upright
-        return decoded + len(self.cuts) * 12 * self.bucket.width * self.bucket.height
 
 
 class WordsWork(NamedTuple):
@@ -53,15 +31,6 @@ class WordsWork(NamedTuple):
 
     key: str
     text: str
-
-
-class Piece(NamedTuple):
-    """One cut of a decoded picture."""
-
-    key: str
-    where: str  # how messages call the picture
-    pixels: Tensor  # [3 H W] in -1 .. 1
-    mask: Tensor | None  # [1 h w] in 0 .. 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,17 +42,28 @@ class Encoding:
     encoders: Encoders
     dtype: torch.dtype  # of the entries
 
-    def pictures(self, works: Iterable[PictureWork], into: Gatherer, count: Count) -> None:
+    @property
+    def decoder(self) -> Decoder:
+        """How pictures are decoded."""
+        return Decoder(sources=self.sources, limits=self.limits, scale=self.encoders.scale)
+
+    def pictures(self, works: Iterable[PictureWork], into: Gatherer, count: Count, *, processes: bool = False) -> None:
         """Encode pictures into the cache; those of one bucket are best given one after the other.
 
         Batches have one fixed size a bucket, filled up where needed, so that an entry does not depend on what else was
         to be done. An error of any picture ends the work at once.
 
+        Args:
+            works: what to encode.
+            into: where to.
+            count: told how many are done.
+            processes: whether pictures are decoded in processes of their own; worth it for hundreds of them.
+
         Raises:
             DataError: a file was changed or is gone since it was looked at, or nothing of its mask is left.
             NonFiniteError: the autoencoder gave NaN or infinity; names the picture.
         """
-        with closing(_ahead(self.decode, works, lambda work: work.bytes)) as decoded, torch.no_grad():
+        with closing(decode_ahead(self.decoder, works, processes=processes)) as decoded, torch.no_grad():
             # no_grad, not inference_mode: what a network loads in there could never be trained
             for batch in _batches(chain.from_iterable(decoded)):
                 into.add(self.encode(batch))
@@ -104,35 +84,17 @@ class Encoding:
                 into.add(_encoded("The text encoder", named, states, self.dtype))
                 count(len(batch))
 
-    def decode(self, work: PictureWork) -> list[Piece]:
-        """All wanted cuts of one picture.
-
-        Raises:
-            DataError: its file was changed or is gone, or nothing of its mask is left after cutting.
-        """
-        example, bucket = work.example, work.bucket
-        least = place(example.size, bucket, work.cuts[0]).resized  # the same for every cut
-        picture = self.sources.picture(example, self.limits, least)
-        mask = self.sources.mask(example, picture, self.limits)
-        where = self.sources.where(example)
-        pieces: list[Piece] = []
-        for cut, key in zip(work.cuts, work.keys, strict=True):
-            pixels, _ = fit(picture.image, bucket, cut, example.size)
-            kept = None if mask is None else fit_mask(mask, bucket, cut, self.encoders.scale, example.size)
-            if kept is not None and counts_nowhere(kept):
-                raise _nothing_left(where, bucket)
-            pieces.append(Piece(key, where, pixels, kept))
-        return pieces
-
     def encode(self, batch: Sequence[Piece]) -> Encoded:
         """Entries of pieces of one size, at most as many as are encoded at once."""
         pixels = [piece.pixels for piece in batch]
-        filled = torch.stack(pixels + pixels[-1:] * (_at_once(pixels[0]) - len(pixels)))
-        posterior = self.encoders.encode_pictures(filled)
+        filled = np.stack(pixels + pixels[-1:] * (_at_once(pixels[0]) - len(pixels)))
+        posterior = self.encoders.encode_pictures(as_numbers(filled))
         named = [(piece.key, piece.where) for piece in batch]
         states = {"mean": posterior.mean, "deviation": posterior.deviation}
         encoded = _encoded("The autoencoder", named, states, self.dtype)
-        return encoded._replace(masks=tuple(piece.mask for piece in batch))
+        return encoded._replace(
+            masks=tuple(None if piece.mask is None else torch.from_numpy(piece.mask) for piece in batch)
+        )
 
 
 def at_once(bucket: Bucket) -> int:
@@ -145,8 +107,13 @@ def words_at_once() -> int:
     return _MOST_AT_ONCE
 
 
-def _at_once(pixels: Tensor) -> int:
-    height, width = pixels.shape[-2:]
+def as_numbers(pixels: NDArray[np.uint8]) -> Tensor:
+    """Pictures [B 3 H W] in -1 .. 1, float32, of their bytes [B H W 3]."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().float() / 127.5 - 1.0
+
+
+def _at_once(pixels: NDArray[np.uint8]) -> int:
+    height, width, _ = pixels.shape
     return at_once(Bucket(width, height))
 
 
@@ -159,14 +126,6 @@ def _encoded(
     finite = torch.stack([torch.isfinite(state).flatten(1).all(1) for state in rows.values()]).all(0)
     keys, places = zip(*named, strict=True)
     return Encoded(encoder=encoder, keys=keys, places=places, states=rows, finite=finite)
-
-
-def _nothing_left(where: str, bucket: Bucket) -> DataError:
-    return DataError(
-        f"Nothing of this picture's mask is left after cutting it to {bucket.width} x {bucket.height} pixels.",
-        where=where,
-        mend="Enlarge the mask, or take the picture out; or train without masks, or with data.crops.places=1.",
-    )
 
 
 def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
@@ -193,37 +152,3 @@ def _grouped(works: Iterable[WordsWork]) -> Iterator[list[WordsWork]]:
             group = []
     if group:
         yield group
-
-
-def _ahead(
-    work: Callable[[Item], Result], items: Iterable[Item], weigh: Callable[[Item], int]
-) -> Generator[Result, None, None]:
-    """Results in order, worked out in threads ahead of their use, as far as `_BYTES_AHEAD` allow.
-
-    An error of any result that is ready comes out at once, before the results that stand before it.
-    """
-    waiting: deque[tuple[Future[Result], int]] = deque()
-    threads = max(1, worker_threads() - 1)  # one processor is the encoder's
-    held = 0
-    pool = ThreadPoolExecutor(max_workers=threads)
-    try:
-        for item in items:
-            weight = weigh(item)
-            while waiting and (held + weight > _BYTES_AHEAD or len(waiting) >= _MOST_AT_ONCE + 2 * threads):
-                _raise_first_error(future for future, _ in waiting)
-                first, freed = waiting.popleft()
-                yield first.result()
-                held -= freed
-            waiting.append((pool.submit(work, item), weight))
-            held += weight
-        while waiting:
-            _raise_first_error(future for future, _ in waiting)
-            yield waiting.popleft()[0].result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _raise_first_error(futures: Iterable[Future[Result]]) -> None:
-    for future in futures:
-        if future.done():
-            future.result()

@@ -16,7 +16,8 @@ from trainer.core.seeds import Seeds
 from trainer.data.batches import DataSettings, words_key
 from trainer.data.cache import TensorCache
 from trainer.data.captions import captions_needed
-from trainer.data.encoding import Encoding, PictureWork, WordsWork, words_at_once
+from trainer.data.decoder import PictureWork
+from trainer.data.encoding import Encoding, WordsWork, words_at_once
 from trainer.data.example import Progress
 from trainer.data.examples import ExampleTable
 from trainer.data.gathering import Gatherer
@@ -24,6 +25,7 @@ from trainer.data.opened import OpenSources
 from trainer.data.planning import Counts, Known, PicturePlan, Share
 
 _BYTES_CHECKED: Final = 2_000_000_000  # seconds of reading
+_FEWEST_FOR_PROCESSES: Final = 500  # entries; fewer are decoded sooner than the processes have started
 _TURN: Final = 256  # texts whose presence is looked at again together, right before they are encoded
 
 
@@ -126,8 +128,8 @@ def fill_cache(  # noqa: PLR0913 - each is needed, and a run has all of them at 
 ) -> CacheReport:
     """Every picture and every text that a run on `examples` can ask for is in the cache, and finite.
 
-    Pictures are decoded ahead in threads, encoded on the device, and written behind. What was encoded before an error,
-    or before an interruption, is in the cache.
+    Pictures are decoded ahead, in threads or, where they are many, in processes; encoded on the device; and written
+    behind. What was encoded before an error, or before an interruption, is in the cache.
 
     Args:
         examples: all that are trained on.
@@ -220,7 +222,8 @@ def _fill_pictures(needs: Needs, cache: TensorCache, share: Share, tell: Progres
     tally = _Tally("encoding pictures", counts.missing, tell)
     if counts.missing:
         with Gatherer(cache) as gatherer:
-            needs.encoding.pictures(plan.works(_turned(positions), gatherer.known), gatherer, tally)
+            works = plan.works(_turned(positions), gatherer.known)
+            needs.encoding.pictures(works, gatherer, tally, processes=counts.missing >= _FEWEST_FOR_PROCESSES)
         cache.save_index()
     return counts._replace(missing=tally.done)
 

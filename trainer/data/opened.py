@@ -20,6 +20,10 @@ class OpenSources:
     _readers: dict[int, Reader] = field(default_factory=dict[int, Reader], repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
 
+    def __reduce__(self) -> tuple[type["OpenSources"], tuple[Sequence[Source]]]:
+        """In another process they are opened anew."""
+        return OpenSources, (self.parts,)
+
     def content(self, example: Example, limits: ImageLimits) -> bytes:
         """The bytes of a picture, the very ones that were looked at.
 

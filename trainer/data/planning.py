@@ -11,7 +11,8 @@ from trainer.batch import Encoders
 from trainer.data.batches import DataSettings, picture_key
 from trainer.data.buckets import Bucket
 from trainer.data.cropping import Cut
-from trainer.data.encoding import PictureWork, at_once
+from trainer.data.decoder import PictureWork
+from trainer.data.encoding import at_once
 from trainer.data.example import Example
 from trainer.data.examples import ExampleTable
 
