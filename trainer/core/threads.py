@@ -14,8 +14,9 @@ _MOST: Final = 16  # more threads would hold each other up: what they do between
 
 
 def worker_threads() -> int:
-    """How many threads decode at once on this machine."""
-    return min(_MOST, os.cpu_count() or 1)
+    """How many threads decode at once: one a processor, shared with the run's other processes on this machine."""
+    beside = os.environ.get("LOCAL_WORLD_SIZE", "1")  # as torchrun and accelerate say
+    return max(1, min(_MOST, (os.cpu_count() or 1) // max(1, int(beside) if beside.isdigit() else 1)))
 
 
 def in_order(
