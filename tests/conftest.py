@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,114 @@ def small_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         ).save_pretrained(folder / "text_encoder")  # fmt: skip
     return folder
+
+
+@pytest.fixture(scope="session")
+def small_sd2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Stable Diffusion 2.x of 16-pixel pictures that predicts velocity."""
+    from transformers import CLIPTextModel
+
+    folder = tmp_path_factory.mktemp("small-sd2")
+    shutil.copytree(BUNDLED / "scheduler", folder / "scheduler")
+    shutil.copy(BUNDLED / "model_index.json", folder)
+    padded_with_a_word(folder / "tokenizer")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(2)
+        a_unet(cross_attention_dim=16, use_linear_projection=True).save_pretrained(folder / "unet")
+        an_autoencoder(scaling_factor=0.6).save_pretrained(folder / "vae")
+        CLIPTextModel(clip_configuration(16, hidden_act="gelu", num_hidden_layers=3)).save_pretrained(
+            folder / "text_encoder"
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Stable Diffusion XL of 16-pixel pictures that predicts epsilon."""
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    folder = tmp_path_factory.mktemp("small-sdxl")
+    shutil.copytree(BUNDLED / "scheduler", folder / "scheduler")
+    shutil.copytree(BUNDLED / "tokenizer", folder / "tokenizer")
+    padded_with_a_word(folder / "tokenizer_2")
+    change_json(folder / "scheduler" / "scheduler_config.json", prediction_type="epsilon")
+    parts = {"tokenizer_2": ["transformers", "CLIPTokenizer"]}
+    parts["text_encoder_2"] = ["transformers", "CLIPTextModelWithProjection"]
+    shutil.copy(BUNDLED / "model_index.json", folder)
+    change_json(folder / "model_index.json", _class_name="StableDiffusionXLPipeline", **parts)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        a_unet(
+            cross_attention_dim=28, use_linear_projection=True, layers_per_block=2, transformer_layers_per_block=(1, 2),
+            addition_embed_type="text_time", addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=12 + 6 * 8,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        ).save_pretrained(folder / "unet")  # fmt: skip
+        an_autoencoder(scaling_factor=0.4).save_pretrained(folder / "vae")
+        CLIPTextModel(clip_configuration(16, num_hidden_layers=3)).save_pretrained(folder / "text_encoder")
+        # 2 as an end mark stands in the published configuration; transformers then looks for the greatest token
+        second = clip_configuration(12, hidden_act="gelu", num_hidden_layers=4, projection_dim=12, eos_token_id=2)
+        CLIPTextModelWithProjection(second).save_pretrained(folder / "text_encoder_2")
+    return folder
+
+
+def a_unet(**changes: Any) -> Any:
+    """A random U-Net of two levels; `changes` as diffusers calls them."""
+    from diffusers import UNet2DConditionModel
+
+    plain: dict[str, Any] = {  # diffusers types some of these as tuples of one
+        "layers_per_block": 1,
+        "attention_head_dim": (2, 4),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    }
+    return UNet2DConditionModel(
+        sample_size=4, in_channels=4, out_channels=4, block_out_channels=(8, 16),
+        norm_num_groups=4, **(plain | changes),
+    )  # fmt: skip
+
+
+def an_autoencoder(**changes: Any) -> Any:
+    """A random autoencoder that shrinks pictures by 4."""
+    from diffusers import AutoencoderKL
+
+    blocks: dict[str, Any] = {  # diffusers types these as tuples of one
+        "block_out_channels": (8, 8, 8),
+        "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3,
+    }
+    return AutoencoderKL(
+        **(blocks | changes), layers_per_block=1, norm_num_groups=4, latent_channels=4, sample_size=16,
+        mid_block_add_attention=False,
+    )  # fmt: skip
+
+
+def clip_configuration(width: int, **changes: Any) -> Any:
+    """The configuration of a text encoder for the bundled vocabulary."""
+    from transformers import CLIPTextConfig
+
+    vocabulary = 6076
+    plain: dict[str, Any] = {
+        "hidden_act": "quick_gelu", "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1,
+        "pad_token_id": vocabulary - 1, "projection_dim": width,
+    }  # fmt: skip
+    return CLIPTextConfig(
+        vocab_size=vocabulary, hidden_size=width, intermediate_size=2 * width, num_attention_heads=2,
+        max_position_embeddings=77, **(plain | changes),
+    )  # fmt: skip
+
+
+def padded_with_a_word(folder: Path) -> None:
+    """The bundled tokenizer, padding with `!` instead of the end mark, as those of OpenCLIP's models do."""
+    shutil.copytree(BUNDLED / "tokenizer", folder)
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        change_json(folder / name, pad_token="!")  # noqa: S106 - a mark, no secret
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    """Put other values into a file of JSON."""
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
 
 
 @pytest.fixture

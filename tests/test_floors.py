@@ -14,7 +14,7 @@ FLOORS = (
     {"loop"},
     {"recipe"},
     {"preparing"},
-    {"assemble", "drawing", "memory", "ray_cache", "ui"},
+    {"assemble", "converting", "drawing", "memory", "ray_cache", "ui"},
     {"cli"},
     {"__main__"},
 )

@@ -2,13 +2,16 @@
 
 import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn import Parameter
 
 from trainer import __version__
+from trainer.adapters.trainable import Trainable
 from trainer.core.clock import Clock
 from trainer.core.device import pick_device
 from trainer.core.errors import CheckpointError
@@ -27,6 +30,7 @@ from trainer.preparing import mend_cache, open_accelerator, prepare_data
 from trainer.recipe.reading import read_recipe, write_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.tracking.trackers import Trackers
+from trainer.weights.adapter_digests import digest_of_adapter
 from trainer.weights.export import export
 from trainer.weights.lora_state import LoraState
 from trainer.weights.metadata import TrainingFacts
@@ -48,7 +52,8 @@ def run_folder_of(recipe: Recipe) -> RunFolder:
 def is_finished(recipe: Recipe) -> bool:
     """Whether the run has made all the steps that its recipe asked for."""
     folder = run_folder_of(recipe)
-    return folder.result.is_file() and read_recipe(folder.recipe).steps >= recipe.steps
+    result = folder.result.with_suffix("") if recipe.export.layout == "peft" else folder.result
+    return result.exists() and read_recipe(folder.recipe).steps >= recipe.steps
 
 
 def assemble(recipe: Recipe, *, resume: bool, progress: Phases) -> Run:
@@ -80,8 +85,10 @@ def assemble(recipe: Recipe, *, resume: bool, progress: Phases) -> Run:
         show=lambda step, facts: progress("training", step, recipe.steps, facts),
     )
     run = _run(recipe, folder, model, account, accelerator, trackers)
+    if state is None:
+        recipe.adapter.begin(run.trainable, model)
     if run.is_main:
-        _write_beginning(recipe, folder)
+        _write_beginning(recipe, model, folder)
     if state is not None:
         run.restore(state)
         logger.info("Going on after step %d.", state.step)
@@ -97,12 +104,13 @@ def _run(
     trackers: Trackers,
 ) -> Run:
     seeds = Seeds(recipe.seed)
+    model.prediction = recipe.objective.prediction or model.prediction  # previews are drawn by what is trained
     trainable = recipe.adapter.attach(model, seeds)
     if recipe.gradient_checkpointing:
         model.use_gradient_checkpointing()
-    bare = recipe.optimizer.build(trainable.groups())
-    rates = tuple(float(group["lr"]) for group in bare.param_groups)
-    model.denoiser, optimizer = accelerator.prepare(model.denoiser, bare)
+    optimizer = recipe.optimizer.build(trainable.groups())
+    rates = {str(group["name"]): float(group["lr"]) for group in optimizer.param_groups}
+    averaged_here = _prepare(accelerator, model, trainable)
     batches = CachedBatches(
         account.training,
         recipe.data,
@@ -112,6 +120,7 @@ def _run(
         world=accelerator.num_processes,
         rank=accelerator.process_index,
         mend=lambda pictures, words: mend_cache(recipe, model, pictures, words),
+        live_words=recipe.adapter.trains_words,
     )
     clock = Clock(steps=recipe.steps, batches_per_epoch=batches.batches_per_epoch, accumulate=recipe.accumulate)
     previews = Previews(
@@ -119,15 +128,9 @@ def _run(
     )
 
     def write_result() -> Path:
-        facts = _facts(recipe, model, clock, accelerator.num_processes)
-        export(
-            folder.result,
-            LoraState(tensors=trainable.state(), alphas=trainable.alphas()),
-            model.naming,
-            facts,
-            recipe.export,
-        )
-        return folder.result
+        facts = _facts(recipe, model, clock, rates, accelerator.num_processes)
+        state = LoraState(tensors=trainable.state(), alphas=trainable.alphas())
+        return export(folder.result, state, model.naming, facts, recipe.export)
 
     return Run(
         accelerator=accelerator,
@@ -137,7 +140,9 @@ def _run(
         model=model,
         trainable=trainable,
         objective=recipe.objective,
-        optimizer=optimizer,
+        networks=tuple(model.network(part) for part in trainable.parts),
+        averaged_here=averaged_here,
+        optimizer=accelerator.prepare_optimizer(optimizer),
         rates=rates,
         rate=recipe.rate,
         clip_norm=recipe.clip_norm,
@@ -150,13 +155,31 @@ def _run(
     )
 
 
+def _prepare(accelerator: "Accelerator", model: DiffusionModel, trainable: Trainable) -> tuple[Parameter, ...]:
+    """Let accelerate take every trained network; gives the parameters whose gradients it does not average."""
+    averaged_here: list[Parameter] = []
+    groups = {group.name: group.parameters for group in trainable.groups()}
+    words = {part: word for word, part in model.text_parts.items()}
+    for part in trainable.parts:
+        # torch's wrapper for several processes waits for the gradients of all that a network gives back, and what the
+        # last layer of Stable Diffusion XL's first text encoder gives back is never read: no wrapper around those
+        reads_words = part in words
+        network = accelerator.prepare_model(model.network(part), evaluation_mode=reads_words)
+        model.set_network(part, network)
+        averaged_here += groups[words[part]] if reads_words else ()
+    return tuple(averaged_here)
+
+
 def _check_beginning(recipe: Recipe, folder: RunFolder, *, resume: bool) -> None:
     """Make sure that what is in the folder and what is asked for belong together.
 
     Raises:
         CheckpointError: they do not.
+        WeightsError: the file that a new run begins with is missing.
     """
     if not folder.recipe.is_file():
+        for path in _files_of(recipe).values():
+            digest_of_adapter(path)  # what is missing is said before anything is encoded
         return
     if not resume:
         raise CheckpointError(
@@ -173,9 +196,22 @@ def _check_beginning(recipe: Recipe, folder: RunFolder, *, resume: bool) -> None
             where=str(folder.recipe),
             mend=f"Only {', '.join(sorted(MAY_CHANGE))} may change; put it back, or give the recipe another name.",
         )
+    began_with = _read_environment(folder).get("files", {})
+    for key, path in _files_of(recipe).items():
+        if path.exists() and digest_of_adapter(path) != began_with.get(key):  # it may be gone: it did its part
+            raise CheckpointError(
+                f"The file of {key} is another one than when this run began.",
+                where=str(path),
+                mend="Put the old file back, or give the recipe another name.",
+            )
 
 
-def _write_beginning(recipe: Recipe, folder: RunFolder) -> None:
+def _files_of(recipe: Recipe) -> dict[str, Path]:
+    """LoRAs that decide the result, by their keys in the recipe."""
+    return {**recipe.adapter.files, **recipe.model.files}
+
+
+def _write_beginning(recipe: Recipe, model: DiffusionModel, folder: RunFolder) -> None:
     """Write the recipe as resolved and the environment; from now on the run has begun."""
     environment = {
         "trainer": __version__,
@@ -186,12 +222,20 @@ def _write_beginning(recipe: Recipe, folder: RunFolder) -> None:
         "seed": recipe.seed,
         "packages": {name: _version_of(name) for name in _PACKAGES},
     }
-    if folder.environment.is_file():
-        before = json.loads(folder.environment.read_text(encoding="utf-8"))
-        if before != environment:
-            logger.warning("This run began on another machine or with other versions; bits may differ from now on.")
+    before = _read_environment(folder)
+    # as they were when the run began; they may be gone by now
+    files = before.get("files") or {key: digest_of_adapter(path) for key, path in _files_of(recipe).items()}
+    environment |= {"files": files} if files else {}
+    environment |= {} if model.revision is None else {"revision": model.revision}
+    if before and before != environment:
+        logger.warning("This run began on another machine or with other versions; bits may differ from now on.")
     write_atomically(folder.environment, json.dumps(environment, indent=1))
     write_atomically(folder.recipe, write_recipe(recipe))
+
+
+def _read_environment(folder: RunFolder) -> dict[str, Any]:  # Any: JSON of many kinds
+    """The environment in which a run began; empty where it has not begun."""
+    return json.loads(folder.environment.read_text(encoding="utf-8")) if folder.environment.is_file() else {}
 
 
 def _device_name() -> str:
@@ -206,26 +250,27 @@ def _version_of(package: str) -> str | None:
         return None
 
 
-def _facts(recipe: Recipe, model: DiffusionModel, clock: Clock, processes: int) -> TrainingFacts:
+def _facts(
+    recipe: Recipe, model: DiffusionModel, clock: Clock, rates: Mapping[str, float], processes: int
+) -> TrainingFacts:
     """What the resulting file says of itself."""
-    prediction = recipe.objective.prediction or model.prediction
     return TrainingFacts(
         name=recipe.name,
         family=model.family,
-        prediction=prediction.kind,
+        prediction=model.prediction.kind,
         resolution=(recipe.data.resolution, recipe.data.resolution),
-        rank=recipe.adapter.rank,
-        alpha=recipe.adapter.alpha,
-        convolutions="convolution" in recipe.adapter.layers,
         steps=clock.step,
         epoch=clock.epoch,
         steps_asked=recipe.steps,
         batch=recipe.batch * recipe.accumulate * processes,
         seed=recipe.seed,
         optimizer=recipe.optimizer.kind,
-        rate=recipe.optimizer.rate,
+        rate=next(iter(rates.values())),
+        text_rates=tuple(rate for word, rate in rates.items() if word in model.text_parts),
         rate_schedule=recipe.rate.kind,
         precision=recipe.precision.value,
         base=recipe.model.weights,
+        vae=recipe.model.vae,
+        clip_skip=model.clip_skip,
         trigger=recipe.data.captions.trigger or None,
     )

@@ -24,6 +24,17 @@ class Conditioning:
         pooled = None if self.pooled is None else self.pooled.to(device)
         return replace(self, tokens=self.tokens.to(device), pooled=pooled)
 
+    def rows(self) -> list[Self]:
+        """Each of the B captions by itself, [1 T D]."""
+        pooled = [None] * len(self.tokens) if self.pooled is None else self.pooled.split(1)
+        return [replace(self, tokens=t, pooled=p) for t, p in zip(self.tokens.split(1), pooled, strict=True)]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The captions of all parts, one after the other; the inverse of `rows`."""
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return cls(tokens=torch.cat([part.tokens for part in parts]), pooled=torch.cat(pooled) if pooled else None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Posterior:
@@ -60,6 +71,18 @@ class Geometry:
     crop: Tensor  # [B 2] top and left of the crop after resizing, pixels, int64
     target: Tensor  # [B 2] height and width of the bucket, pixels, int64
 
+    @classmethod
+    def whole(cls, count: int, height: int, width: int, device: torch.device) -> Self:
+        """Of pictures that are as large as they were, and not cut."""
+        size = torch.tensor([[height, width]], device=device).repeat(count, 1)
+        return cls(original=size, crop=torch.zeros_like(size), target=size)
+
+    def to(self, device: torch.device) -> Self:
+        """The same on another device."""
+        return replace(
+            self, original=self.original.to(device), crop=self.crop.to(device), target=self.target.to(device)
+        )
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -72,7 +95,7 @@ class Batch:
     number: int
     slots: tuple[int, ...]
     latents: Tensor  # [B C h w], scaled as the network expects
-    words: Conditioning
+    words: Conditioning | tuple[str, ...]  # what they mean; or the words themselves, where text encoders are trained
     geometry: Geometry
     weight: Tensor  # [B] float32; 1 unless the source asked otherwise, 0 for filling
     total: int  # examples in the whole batch over all processes, without filling
@@ -88,6 +111,6 @@ class Batch:
         moved = {
             field.name: value.to(device)
             for field in fields(self)
-            if isinstance(value := getattr(self, field.name), (Tensor, Conditioning))
+            if isinstance(value := getattr(self, field.name), (Tensor, Conditioning, Geometry))
         }
         return replace(self, **moved)

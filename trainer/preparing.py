@@ -36,6 +36,7 @@ def prepare_data(
 ) -> tuple[DiffusionModel, Account, CacheReport]:
     """Look at the data and encode it, each process its share; when this returns, all of it is in the cache."""
     model = recipe.model.load(recipe.precision, accelerator.device)  # its networks come when they are first used
+    recipe.adapter.check(model)  # a mistake is said before hours of encoding, not after
     with accelerator.main_process_first():  # the others find the pictures drawn, and the verdicts remembered
         draw_class_pictures(recipe, model, progress)
         account = look_at_data(recipe, folder if accelerator.is_main_process else None, progress)
@@ -67,6 +68,7 @@ def needs_of(recipe: Recipe, account: Account, model: DiffusionModel) -> Needs:
         encoders=model.encoders(),
         seeds=Seeds(recipe.seed),
         batch=recipe.batch,
+        words=not recipe.adapter.trains_words,
     )
 
 
@@ -125,6 +127,7 @@ def cache_data(
         model.encoders(),
         Seeds(recipe.seed),
         batch=recipe.batch,
+        words=not recipe.adapter.trains_words,
         share=share,
         progress=progress,
     )
@@ -152,7 +155,7 @@ class DataPlan:
     passes: int  # batches in the whole run
     entries: int  # latents in the cache
     latent_bytes: int  # that they take
-    texts: int  # text states in the cache
+    texts: int  # text states in the cache; none where the text encoders are trained
     to_draw: int  # class pictures that are missing yet, and in none of these numbers
 
     def lines(self) -> list[str]:
@@ -170,7 +173,9 @@ def plan_data(recipe: Recipe, progress: Phases) -> DataPlan:
     """What a run of this recipe will do with its data; no weights are loaded."""
     account = scan_data(recipe, progress)
     account.check(recipe.data.on_reject)
-    latent = recipe.model.load(recipe.precision, torch.device("cpu")).latent  # its networks stay on the disk
+    model = recipe.model.load(recipe.precision, torch.device("cpu"))  # its networks stay on the disk
+    recipe.adapter.check(model)
+    latent, seeds = model.latent, Seeds(recipe.seed)
     fitting = fit_all(account, recipe.data, scale=latent.scale, batch=recipe.batch)
     counts = count_buckets(account, fitting, recipe.batch)
     examples = account.training
@@ -188,5 +193,5 @@ def plan_data(recipe: Recipe, progress: Phases) -> DataPlan:
         entries=sum(cuts),
         latent_bytes=sum(2 * 2 * many * count for many, count in zip(numbers, cuts, strict=True)),  # mean, deviation
         to_draw=sum(len(missing_pictures(part)) for part in recipe.data.parts if isinstance(part, ImageFolder)),
-        texts=len(captions_needed(examples, recipe.data.rules_of, Seeds(recipe.seed))),
+        texts=0 if recipe.adapter.trains_words else len(captions_needed(examples, recipe.data.rules_of, seeds)),
     )

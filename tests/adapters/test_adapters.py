@@ -1,21 +1,22 @@
-"""What every adapter promises."""
+"""What is refused, what is said, and what a finished file does; the promises of all are in tests/contracts."""
 
 from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 from trainer.adapters.attaching import attach_lora
 from trainer.adapters.lora import Lora
-from trainer.batch import Conditioning
+from trainer.adapters.parts import Rates
 from trainer.core.device import Precision
 from trainer.core.errors import CheckpointError, RecipeError, WeightsError
 from trainer.core.seeds import Seeds
 from trainer.families.model import DiffusionModel
 from trainer.families.sd1 import Sd1
+from trainer.optim.optimizers import AdamW
 from trainer.weights.lora_state import LoraState
 
-WORDS = Conditioning(tokens=torch.randn(2, 77, 16, generator=torch.Generator().manual_seed(0)))
 NOISY = torch.randn(2, 4, 4, 4, generator=torch.Generator().manual_seed(1))
 T = torch.tensor([10, 700])
 
@@ -25,52 +26,41 @@ def open_small(folder: Path, precision: Precision = Precision.float32) -> Diffus
 
 
 def predict(model: DiffusionModel) -> torch.Tensor:
-    with torch.inference_mode():
-        return model.predict(NOISY, T, WORDS).float()
+    with torch.no_grad():
+        return model.predict(NOISY, T, model.encode_words(["a red ball", ""])).float()
 
 
-@pytest.mark.parametrize("layers", [("attention",), ("transformer",), ("attention", "convolution")])
-def test_silent_until_the_first_step_and_when_silenced(small_model: Path, layers: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("word", ["atention", "te2"])
+def test_unknown_layers_are_named_before_anything_is_loaded(small_model: Path, word: str) -> None:
     model = open_small(small_model)
-    before = predict(model)
-    trainable = Lora(rank=2, layers=layers).attach(model, Seeds(0))
-    torch.testing.assert_close(predict(model), before)
-    trainable.load_state({n: torch.full_like(t, 0.1) for n, t in trainable.state().items()})
-    assert not torch.allclose(predict(model), before, atol=1e-3)
-    with trainable.silenced():
-        torch.testing.assert_close(predict(model), before)
-    assert not torch.allclose(predict(model), before, atol=1e-3)
+    adapter = Lora(layers=("te1", word))
+    with pytest.raises(RecipeError, match=f"no layers called {word}") as caught:
+        adapter.check(model)
+    assert "attention, convolution, feed_forward, te1, transformer" in str(caught.value.mend)
+    assert ("Stable Diffusion XL alone" in str(caught.value.mend)) == (word == "te2")
+    with pytest.raises(RecipeError, match=f"no layers called {word}"):
+        adapter.attach(model, Seeds(0))
 
 
-@pytest.mark.parametrize("precision", list(Precision))
-def test_trained_weights_are_float32_and_the_base_is_frozen(small_model: Path, precision: Precision) -> None:
-    model = open_small(small_model, precision)
-    trainable = Lora(rank=2, layers=("transformer", "convolution")).attach(model, Seeds(0))
-    trained = set(trainable.parameters())
-    assert trained
-    for parameter in model.denoiser.parameters():
-        if parameter in trained:
-            assert parameter.dtype == torch.float32
-            assert parameter.requires_grad
-        else:
-            assert parameter.dtype == precision.dtype
-            assert not parameter.requires_grad
+def test_each_part_learns_at_its_own_rate(small_model: Path) -> None:
+    adapter = Lora(rank=2, layers=("attention", "te1"), rates=Rates(te1=5e-5))
+    optimizer = AdamW(rate=1e-4).build(adapter.attach(open_small(small_model), Seeds(0)).groups())
+    assert [(group["name"], group["lr"]) for group in optimizer.param_groups] == [("unet", 1e-4), ("te1", 5e-5)]
+    with pytest.raises(ValidationError, match=r"rates.te2 is given, and nothing of that part is trained"):
+        Lora(layers=("attention", "te1"), rates=Rates(te2=1e-5))
+    with pytest.raises(ValidationError, match=r"rates.unet"):
+        Lora(layers=("te1",), rates=Rates(unet=1e-5))
 
 
-def test_the_start_follows_the_seed_alone(small_model: Path) -> None:
-    def start(seed: int, noise: int) -> dict[str, torch.Tensor]:
-        torch.manual_seed(noise)
-        return Lora(rank=2).attach(open_small(small_model), Seeds(seed)).state()
-
-    first, again, other = start(0, 1), start(0, 2), start(1, 1)
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert any(not torch.equal(first[name], other[name]) for name in first)
-
-
-def test_unknown_layers_are_named(small_model: Path) -> None:
-    with pytest.raises(RecipeError, match="no layers called atention") as caught:
-        Lora(layers=("atention",)).attach(open_small(small_model), Seeds(0))
-    assert "attention" in str(caught.value.mend)
+@pytest.mark.parametrize(
+    ("layers", "parts"),
+    [(("attention",), ("unet",)), (("te1",), ("text_encoder",)), (("te1", "attention"), ("unet", "text_encoder"))],
+)
+def test_parts_are_those_that_are_trained(small_model: Path, layers: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    adapter = Lora(rank=2, layers=layers)
+    trainable = adapter.attach(open_small(small_model), Seeds(0))
+    assert trainable.parts == parts
+    assert adapter.trains_words == ("text_encoder" in parts)
 
 
 def test_a_foreign_state_is_refused(small_model: Path) -> None:
@@ -84,21 +74,38 @@ def test_a_foreign_state_is_refused(small_model: Path) -> None:
 
 def test_a_file_attaches_with_its_own_ranks_and_alphas(small_model: Path) -> None:
     model = open_small(small_model)
-    trainable = Lora(rank=3, alpha=1.5, layers=("attention", "convolution")).attach(model, Seeds(0))
+    trainable = Lora(rank=3, alpha=1.5, layers=("attention", "convolution", "te1")).attach(model, Seeds(0))
     state = {
         name: 0.2 * torch.randn(t.shape, generator=torch.Generator().manual_seed(9))
         for name, t in trainable.state().items()
     }
     trainable.load_state(state)
     again = open_small(small_model)
-    attach_lora(again, LoraState(tensors=state, alphas=trainable.alphas()))
+    before = predict(again)
+    attached = attach_lora(again, LoraState(tensors=state, alphas=trainable.alphas()))
+    torch.testing.assert_close(predict(again), predict(model))
+    again.release_encoders()
+    torch.testing.assert_close(predict(again), predict(model))
+    attached.set_strength(0)
+    torch.testing.assert_close(predict(again), before)
+
+
+def test_a_matrix_in_the_model_may_be_a_convolution_of_one_pixel_in_the_file(small_model: Path) -> None:
+    """As in kohya's files for Stable Diffusion 2."""
+    model = open_small(small_model)
+    trainable = Lora(rank=2).attach(model, Seeds(0))
+    state = {name: torch.full_like(tensor, 0.1) for name, tensor in trainable.state().items()}
+    trainable.load_state(state)
+    as_pixels = {name: tensor[:, :, None, None] for name, tensor in state.items()}
+    again = open_small(small_model)
+    attach_lora(again, LoraState(tensors=as_pixels, alphas=trainable.alphas()))
     torch.testing.assert_close(predict(again), predict(model))
 
 
 def test_a_file_for_another_model_is_refused(small_model: Path) -> None:
     tensors = {"unet.down_blocks.7.resnets.0.conv1.lora_A.weight": torch.zeros(2, 4, 3, 3)}
     tensors["unet.down_blocks.7.resnets.0.conv1.lora_B.weight"] = torch.zeros(4, 2, 1, 1)
-    with pytest.raises(WeightsError, match="1 layers that the denoiser does not have"):
+    with pytest.raises(WeightsError, match="1 layers that the model does not have"):
         attach_lora(
             open_small(small_model), LoraState(tensors=tensors, alphas={"unet.down_blocks.7.resnets.0.conv1": 2})
         )

@@ -43,7 +43,7 @@ def parameters(dtype: torch.dtype = torch.float32) -> list[Parameter]:
 
 
 def groups(weights: Sequence[Parameter]) -> list[ParameterGroup]:
-    return [ParameterGroup("unet", weights[:3]), ParameterGroup("text_encoder", weights[3:], rate_factor=0.5)]
+    return [ParameterGroup("unet", weights[:3]), ParameterGroup("text_encoder", weights[3:], rate=5e-3)]
 
 
 def step(optimizer: Optimizer, weights: Sequence[Parameter], number: int) -> None:
@@ -181,7 +181,7 @@ def test_a_state_for_other_parameters_is_refused(settings: OptimizerSettings) ->
     optimizer = settings.build(groups(weights))
     step(optimizer, weights, 0)
     tensors, facts = pack(optimizer)
-    others = [ParameterGroup("unet", weights[:2]), ParameterGroup("text_encoder", weights[2:], rate_factor=0.5)]
+    others = [ParameterGroup("unet", weights[:2]), ParameterGroup("text_encoder", weights[2:], rate=5e-3)]
     with pytest.raises(CheckpointError, match="parameters"):
         unpack(settings.build(others), tensors, facts)
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from pydantic import ValidationError
 
-from trainer.batch import Batch
+from trainer.batch import Batch, Conditioning
 from trainer.core.errors import DataError, NonFiniteError
 from trainer.core.seeds import Seeds
 from trainer.data.batches import CachedBatches, DataSettings
@@ -54,14 +54,20 @@ def opened(settings: DataSettings, encoders: Any, batch: int = 3, world: int = 1
     return CachedBatches(examples, settings, encoders.both, SEEDS, batch=batch, world=world, rank=rank)
 
 
+def meaning(batch: Batch) -> Conditioning:
+    assert isinstance(batch.words, Conditioning)
+    return batch.words
+
+
 def equal(a: Batch, b: Batch) -> bool:
-    assert a.words.pooled is not None
-    assert b.words.pooled is not None
+    one, other = meaning(a), meaning(b)
+    assert one.pooled is not None
+    assert other.pooled is not None
     return (
         (a.number, a.slots, a.keys, a.total) == (b.number, b.slots, b.keys, b.total)
         and torch.equal(a.latents, b.latents)
-        and torch.equal(a.words.tokens, b.words.tokens)
-        and torch.equal(a.words.pooled, b.words.pooled)
+        and torch.equal(one.tokens, other.tokens)
+        and torch.equal(one.pooled, other.pooled)
         and torch.equal(a.weight, b.weight)
         and torch.equal(a.geometry.crop, b.geometry.crop)
     )
@@ -162,8 +168,8 @@ def test_what_a_batch_says_of_its_examples(settings: DataSettings, encoders: Any
     for batch in islice(batches.starting_at(0), batches.batches_per_epoch):
         height, width = batch.geometry.target[0].tolist()
         assert batch.latents.shape == (len(batch), 4, height // 4, width // 4)
-        assert batch.latents.dtype == batch.weight.dtype == batch.words.tokens.dtype == torch.float32
-        assert batch.words.tokens.shape == (len(batch), 5, 6)
+        assert batch.latents.dtype == batch.weight.dtype == meaning(batch).tokens.dtype == torch.float32
+        assert meaning(batch).tokens.shape == (len(batch), 5, 6)
         for row, key in enumerate(batch.keys):
             assert batch.geometry.original[row].tolist() == [examples[key].size.height, examples[key].size.width]
             assert float(batch.weight[row]) == examples[key].weight
@@ -196,11 +202,31 @@ def test_words_are_those_of_the_picture_or_none(settings: DataSettings, encoders
         for row, key in enumerate(batch.keys):
             example = next(one for one in batches.examples if one.key == key)
             caption = example.caption if example.regularisation else f"zwx, {example.caption}"
-            if torch.equal(batch.words.tokens[row], state("")):
+            if torch.equal(meaning(batch).tokens[row], state("")):
                 dropped += 1
             else:
-                assert torch.equal(batch.words.tokens[row], state(caption))
+                assert torch.equal(meaning(batch).tokens[row], state(caption))
     assert 20 < dropped < 80
+
+
+def test_live_words_are_those_that_the_cache_would_give(settings: DataSettings, encoders: Any) -> None:
+    fill(settings, encoders)
+    cached = opened(settings, encoders)
+    live = replace(cached, live_words=True)
+    for number in range(2 * cached.batches_per_epoch):
+        one, other = live.numbered(number), cached.numbered(number)
+        assert isinstance(one.words, tuple)
+        assert torch.equal(encoders.encode_words(one.words).tokens.half().float(), meaning(other).tokens)
+        assert torch.equal(one.latents, other.latents)
+        assert one.to(torch.device("cpu")).words == one.words
+
+
+def test_live_words_need_no_text_in_the_cache(settings: DataSettings, encoders: Any) -> None:
+    fill_cache(scan(settings.parts, settings.limits).accepted, settings, encoders.both, SEEDS, words=False)
+    assert not encoders.words
+    assert replace(opened(settings, encoders), live_words=True).numbered(0).words
+    with pytest.raises(DataError, match="caption is not in the cache"):
+        opened(settings, encoders).numbered(0)
 
 
 def test_processes_share_the_batch_and_fill_up_with_weight_0(settings: DataSettings, encoders: Any) -> None:

@@ -67,6 +67,10 @@ def accepted(settings: DataSettings) -> ExampleTable:
     return scan(settings.parts, settings.limits).accepted
 
 
+def needs(settings: DataSettings, encoders: Any) -> Needs:
+    return Needs(examples=accepted(settings), settings=settings, encoders=encoders.both, seeds=SEEDS)
+
+
 def fill(settings: DataSettings, encoders: Encoders, share: Share | None = None) -> CacheReport:
     return fill_cache(accepted(settings), settings, encoders, SEEDS, share=share)
 
@@ -379,10 +383,18 @@ def test_a_full_cache_needs_no_encoder(settings: Change, encoders: Any) -> None:
 def test_needed_keys_are_those_that_a_filling_writes(settings: Change, encoders: Any) -> None:
     rich = settings(flip=True, captions={"dropout": 0.1, "shuffle_tags": True})
     fill(rich, encoders.both)
-    needed = needed_keys(accepted(rich), rich, encoders.both, SEEDS)
+    needed = needed_keys(needs(rich, encoders))
     assert needed == {name: set(entries(rich, name)) for name in ("pictures-1", "words-1")}
-    fewer = needed_keys(accepted(settings()), settings(), encoders.both, SEEDS)
+    fewer = needed_keys(needs(settings(), encoders))
     assert fewer["pictures-1"] < needed["pictures-1"]
+
+
+def test_a_run_that_encodes_its_words_itself_asks_for_none(settings: Change, encoders: Any) -> None:
+    report = fill_cache(accepted(settings()), settings(), encoders.both, SEEDS, words=False)
+    assert (report.encoded_pictures, report.encoded_captions, report.reused_captions) == (7, 0, 0)
+    assert not encoders.words
+    without = needed_keys(replace(needs(settings(), encoders), words=False))
+    assert without == needed_keys(needs(settings(), encoders)) | {"words-1": set()}
 
 
 def test_progress_speaks_of_what_is_to_be_done(settings: Change, encoders: Any) -> None:

@@ -17,7 +17,7 @@ def test_adamw_is_the_algorithm_of_the_paper() -> None:
     """Loshchilov and Hutter 2017, Algorithm 2, two steps by hand."""
     weight = Parameter(torch.tensor([2.0], dtype=torch.float64))
     settings = AdamW(rate=0.1, weight_decay=0.5, betas=(0.8, 0.9), epsilon=1e-3)
-    optimizer = settings.build([ParameterGroup("all", [weight], rate_factor=2.0)])
+    optimizer = settings.build([ParameterGroup("all", [weight], rate=0.2)])
     theta, m, v = 2.0, 0.0, 0.0
     for step, gradient in enumerate([3.0, -1.0], start=1):
         weight.grad = torch.tensor([gradient], dtype=torch.float64)

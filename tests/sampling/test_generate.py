@@ -3,18 +3,23 @@
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from trainer.adapters.attaching import attach_lora
 from trainer.adapters.lora import Lora
+from trainer.batch import Conditioning, Geometry
 from trainer.core.device import Precision
 from trainer.core.seeds import Seeds
 from trainer.families.model import DiffusionModel
 from trainer.families.sd1 import Sd1
+from trainer.families.sd2 import Sd2
+from trainer.families.sdxl import Sdxl
 from trainer.sampling.generate import generate
 from trainer.sampling.prompts import DrawSettings, Prompt
 from trainer.sampling.samplers import SAMPLERS, Sampler
@@ -109,3 +114,50 @@ def test_drawing_leaves_the_model_and_chance_as_they_were(small_model: Path) -> 
     generate(model, [Prompt(text="a")], SAMPLERS["euler_a"], DrawSettings(steps=2), (16, 16))
     assert model.denoiser.training
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_pooled_words_and_sizes_go_with_their_picture(small_sdxl: Path) -> None:
+    model = Sdxl(weights=str(small_sdxl)).load(Precision.float32, torch.device("cpu"))
+    asked = [
+        Prompt(text=f"ball {n}", seed=n, negative="tag" if n % 2 else "", width=24 if n == 2 else None)
+        for n in range(4)
+    ]
+    settings = DrawSettings(steps=3, batch=3)
+    seen: list[Geometry] = []
+    plain = model.predict
+
+    def predict(noisy: Tensor, t: Tensor, words: Conditioning, geometry: Geometry | None = None) -> Tensor:
+        assert geometry is not None
+        assert words.pooled is not None
+        assert len(noisy) == len(words.tokens) == len(words.pooled) == len(geometry.target)
+        seen.append(geometry)
+        return plain(noisy, t, words, geometry)
+
+    with patch.object(model, "predict", predict):
+        together = generate(model, asked, SAMPLERS["ddim"], settings, (16, 16))
+    alone = [generate(model, [prompt], SAMPLERS["ddim"], settings, (16, 16))[0] for prompt in asked]
+    assert max(difference(a, b) for a, b in zip(together, alone, strict=True)) <= 2
+    assert {tuple(one.target[0].tolist()) for one in seen} == {(16, 16), (16, 24)}  # height and width
+    assert all(torch.equal(one.original, one.target) and not one.crop.any() for one in seen)
+
+
+def test_without_guidance_there_is_no_negative_half(small_sdxl: Path) -> None:
+    model = Sdxl(weights=str(small_sdxl)).load(Precision.float32, torch.device("cpu"))
+    settings = DrawSettings(steps=2, guidance=1.0)
+    one, other = (
+        generate(model, [Prompt(text="red", negative=negative)], SAMPLERS["ddim"], settings, (16, 16))[0]
+        for negative in ("", "blue")
+    )
+    assert difference(one, other) == 0
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=list(SAMPLERS))
+def test_every_sampler_can_begin_with_pure_noise(small_sd2: Path, sampler: Sampler) -> None:
+    model = Sd2(weights=str(small_sd2), zero_terminal_snr=True).load(Precision.float32, torch.device("cpu"))
+    scheduler = sampler.scheduler(model.scheduler_config())
+    scheduler.set_timesteps(4)
+    assert int(scheduler.timesteps[0]) == 999
+    assert scheduler.config.prediction_type == "v_prediction"
+    with patch.object(model, "decode_latents", wraps=model.decode_latents) as decode:
+        generate(model, [Prompt(text="red")], sampler, DrawSettings(steps=4), (16, 16))
+    assert 0.01 < decode.call_args.args[0].std() < 100

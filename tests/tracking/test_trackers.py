@@ -79,7 +79,7 @@ def take_steps(trackers: Trackers, count: int) -> float:
     """The seconds that telling `count` steps took."""
     began = time.monotonic()
     for step in range(1, count + 1):
-        trackers.step(step, loss=1 / step, rate=1e-3, seconds=0.1, peak_bytes=1 << 30)
+        trackers.step(step, loss=1 / step, rates={"unet": 1e-3}, seconds=0.1, peak_bytes=1 << 30)
     return time.monotonic() - began
 
 
@@ -90,7 +90,7 @@ def warnings(folder: RunFolder) -> list[str]:
 def test_everybody_is_told_in_order(folder: RunFolder) -> None:
     one, other = Listener(), Listener()
     with trackers_with(folder, Lane("one", one), Lane("other", other)) as trackers:
-        trackers.step(1, loss=0.5, rate=1e-3, seconds=0.2, peak_bytes=7)
+        trackers.step(1, loss=0.5, rates={"unet": 1e-3}, seconds=0.2, peak_bytes=7)
         trackers.event("held_out", 1, loss=0.25, pictures="all", whole=True, missing=None, broken=float("nan"))
         trackers.pictures(1, {"grid": folder.previews(1) / "grid.png"})
         trackers.event("checkpoint", 1, path="step-000001")
@@ -108,10 +108,24 @@ def test_everybody_is_told_in_order(folder: RunFolder) -> None:
     assert events[3] == {"kind": "checkpoint", "step": 1, "path": "step-000001"}
 
 
+def test_each_part_s_rate_is_told_where_there_are_several(folder: RunFolder) -> None:
+    listener = Listener()
+    with trackers_with(folder, Lane("one", listener)) as trackers:
+        trackers.step(1, loss=0.5, rates={"unet": 1e-3, "te1": 5e-5}, seconds=0.2, peak_bytes=7)
+    event = read_events(folder.events)[0]
+    assert {key: event[key] for key in event if key.startswith("rate")} == {
+        "rate": 1e-3,
+        "rate_unet": 1e-3,
+        "rate_te1": 5e-5,
+    }
+    numbers = {"loss": 0.5, "rate": 1e-3, "rate_unet": 1e-3, "rate_te1": 5e-5, "seconds": 0.2, "peak_bytes": 7.0}
+    assert listener.told[0] == (1, {f"train/{name}": number for name, number in numbers.items()})
+
+
 def test_the_person_is_shown_loss_rate_and_memory(folder: RunFolder) -> None:
     shown: list[tuple[int, dict[str, str]]] = []
     with Trackers.open([], folder, {}, step=0, show=lambda step, facts: shown.append((step, dict(facts)))) as trackers:
-        trackers.step(3, loss=0.12345, rate=1e-3, seconds=0.2, peak_bytes=3 << 29)
+        trackers.step(3, loss=0.12345, rates={"unet": 1e-3}, seconds=0.2, peak_bytes=3 << 29)
     assert shown == [(3, {"loss": "0.1235", "rate": "1.00e-03", "memory": "1.5 GiB"})]
 
 
@@ -168,7 +182,7 @@ def test_a_resumed_run_tells_one_story(folder: RunFolder) -> None:
     with Trackers.open([], folder, {}, step=0) as trackers:
         take_steps(trackers, 5)
     with Trackers.open([], folder, {}, step=3) as trackers:
-        trackers.step(4, loss=9, rate=1, seconds=1, peak_bytes=1)
+        trackers.step(4, loss=9, rates={"unet": 1}, seconds=1, peak_bytes=1)
     assert [(event["step"], event["loss"]) for event in read_events(folder.events)][-2:] == [(3, 1 / 3), (4, 9)]
 
 
@@ -253,7 +267,7 @@ from trainer.tracking.trackers import Trackers
 from trainer.tracking.wandb import Wandb
 with Trackers.open([Wandb()], RunFolder(Path(sys.argv[1])), {}, step=0) as trackers:
     for step in range(1, 200):
-        trackers.step(step, loss=1.0, rate=1.0, seconds=1.0, peak_bytes=1)
+        trackers.step(step, loss=1.0, rates={"unet": 1.0}, seconds=1.0, peak_bytes=1)
 """
     address = f"http://127.0.0.1:{server.getsockname()[1]}"
     environment = {**os.environ, "WANDB_BASE_URL": address, "WANDB_API_KEY": "b" * 40}

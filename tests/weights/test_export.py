@@ -8,11 +8,13 @@ from safetensors.torch import save
 
 from trainer.core.device import Precision
 from trainer.core.errors import NonFiniteError, WeightsError
-from trainer.weights.export import ExportSettings, as_bytes, export
+from trainer.weights.adapter_kinds import DoraState, state_of
+from trainer.weights.export import ExportSettings, as_bytes, export, export_adapter
+from trainer.weights.layouts import Layout
 from trainer.weights.lora_state import LoraState
 from trainer.weights.metadata import TrainingFacts
 from trainer.weights.names import SD_NAMES
-from trainer.weights.reading import read_lora
+from trainer.weights.reading import read_adapter, read_lora
 
 KEY = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
 
@@ -130,3 +132,74 @@ def test_a_disk_that_gives_back_something_else_is_found_and_the_old_file_stays(
         export(file, a_lora, SD_NAMES, some_facts, ExportSettings())
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_the_peft_layout_is_a_folder_for_each_network(
+    tmp_path: Path, a_lora: LoraState, some_facts: TrainingFacts
+) -> None:
+    settings = ExportSettings(layout="peft")
+    folder = export(tmp_path / "blob.v1.safetensors", a_lora, SD_NAMES, some_facts, settings)
+    names = {"adapter_model.safetensors", "adapter_config.json"}
+    assert folder == tmp_path / "blob.v1"
+    assert {str(file.relative_to(folder)) for file in folder.rglob("*.*")} == {
+        f"{part}/{name}" for part in ("unet", "text_encoder") for name in names
+    }
+    before = {file: file.read_bytes() for file in folder.rglob("*.*")}
+    export(tmp_path / "blob.v1.safetensors", a_lora, SD_NAMES, some_facts, settings)
+    assert {file: file.read_bytes() for file in folder.rglob("*.*")} == before
+    # an adapter of fewer networks in the same place leaves nothing of the old one behind
+    unet = {name: tensor for name, tensor in a_lora.tensors.items() if name.startswith("unet.")}
+    alphas = {layer: alpha for layer, alpha in a_lora.alphas.items() if layer.startswith("unet.")}
+    export(tmp_path / "blob.v1.safetensors", LoraState(unet, alphas), SD_NAMES, some_facts, settings)
+    assert read_adapter(folder, SD_NAMES).state.layers() == sorted(alphas)
+
+
+def test_metadata_of_another_file_are_kept_and_hashes_made_anew(tmp_path: Path, a_lora: LoraState) -> None:
+    given = {"ss_output_name": "old", "sshs_model_hash": "wrong", "lora_adapter_metadata": "wrong", "format": "pt"}
+    for layout, extra in (("kohya", set[str]()), ("diffusers", {"lora_adapter_metadata", "format"})):
+        path = export_adapter(
+            tmp_path / "a.safetensors",
+            a_lora,
+            SD_NAMES,
+            given,
+            ExportSettings(layout=layout),  # pyright: ignore[reportArgumentType]
+        )
+        metadata = read_adapter(path, SD_NAMES).metadata
+        assert set(metadata) == {"ss_output_name", "sshs_model_hash", "sshs_legacy_hash", *extra}
+        assert "wrong" not in metadata.values()
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "peft"])
+def test_lengths_of_columns_are_kohyas_alone(
+    tmp_path: Path, a_lora: LoraState, some_facts: TrainingFacts, layout: Layout
+) -> None:
+    layer = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
+    for scale in ({f"{layer}.dora_scale": torch.ones(1, 96)}, {f"{layer}.dora_scale": torch.ones(32, 1)}):
+        state = DoraState({**a_lora.tensors, **scale}, a_lora.alphas)  # the second has lengths of one layer only
+        with pytest.raises(WeightsError, match="DoRA") as caught:
+            export(tmp_path / "a.safetensors", state, SD_NAMES, some_facts, ExportSettings(layout=layout))
+        assert "kohya" in (caught.value.mend or "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lokr_that_peft_would_build_otherwise_is_refused(tmp_path: Path, some_facts: TrainingFacts) -> None:
+    layer = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors = {f"{layer}.lokr_w1": torch.ones(4, 2), f"{layer}.lokr_w2": torch.ones(2, 4)}
+    state = state_of(tensors, {})
+    with pytest.raises(WeightsError, match="other shapes"):
+        export(tmp_path / "a.safetensors", state, SD_NAMES, some_facts, ExportSettings(layout="peft"))
+    export(tmp_path / "a.safetensors", state, SD_NAMES, some_facts, ExportSettings())
+
+
+@pytest.mark.parametrize("layout", ["kohya", "diffusers", "peft"])
+def test_layers_may_have_no_effect(
+    tmp_path: Path, a_lora: LoraState, some_facts: TrainingFacts, layout: Layout
+) -> None:
+    """Alphas of zero in one layer and in all."""
+    first = a_lora.layers()[0]
+    for alphas in ({**a_lora.alphas, first: 0.0}, dict.fromkeys(a_lora.alphas, 0.0)):
+        state = replace(a_lora, alphas=alphas)
+        path = export(tmp_path / "a.safetensors", state, SD_NAMES, some_facts, ExportSettings(layout=layout))
+        found = read_adapter(path, SD_NAMES).state
+        for layer in state.layers():
+            torch.testing.assert_close(found.change(layer), state.change(layer))

@@ -14,6 +14,7 @@ from trainer.core.errors import WeightsError
 from trainer.weights.change_norms import change_norm
 from trainer.weights.export import ExportSettings, export
 from trainer.weights.inspecting import describe
+from trainer.weights.layouts import Layout
 from trainer.weights.lora_state import LoraState
 from trainer.weights.metadata import TrainingFacts
 from trainer.weights.names import SD_NAMES
@@ -39,6 +40,26 @@ def test_our_own_file(tmp_path: Path, a_lora: LoraState, some_facts: TrainingFac
         assert math.isclose(layer.norm, float(expected.norm()), rel_tol=1e-5)
 
 
+@pytest.mark.parametrize("layout", ["diffusers", "peft"])
+def test_our_own_files_in_other_layouts(
+    tmp_path: Path, a_lora: LoraState, some_facts: TrainingFacts, layout: Layout
+) -> None:
+    """Ranks, alphas and norms are those of the kohya file, though the alphas lie in configurations."""
+    kohya = tmp_path / "blob.safetensors"
+    export(kohya, a_lora, SD_NAMES, some_facts, ExportSettings())
+    other = export(tmp_path / "other.safetensors", a_lora, SD_NAMES, some_facts, ExportSettings(layout=layout))
+    expected, report = describe(kohya), describe(other)
+    for one in (report, expected):
+        assert (one.kind, one.family, one.trigger, one.base) == ("lora", "sd1 (custom size)", "blobby", "bundled")
+    for part, wanted in zip(report.parts, expected.parts, strict=True):
+        assert (part.name, part.modules, part.ranks, part.alphas) == (wanted.name, wanted.modules, (4,), (2.0,))
+    norms = [sorted(layer.norm or 0 for layer in one.layers) for one in (report, expected)]
+    torch.testing.assert_close(torch.tensor(norms[0]), torch.tensor(norms[1]))
+    if layout == "peft":
+        assert describe(other / "unet").parts == report.parts[1:]
+        assert report.bytes == sum(file.stat().st_size for file in other.rglob("*.safetensors"))
+
+
 @pytest.mark.parametrize("kind", ["loha", "lokr", "lokr whole"])
 def test_norms_of_products_are_those_of_the_built_matrices(kind: str) -> None:
     draw = torch.Generator().manual_seed(3)
@@ -56,7 +77,7 @@ def test_norms_of_products_are_those_of_the_built_matrices(kind: str) -> None:
     else:
         roles = {"lokr_w1": some(2, 3), "lokr_w2": some(4, 5)}
         built = torch.kron(roles["lokr_w1"], roles["lokr_w2"])  # alpha counts for nothing
-    found = change_norm(roles, alpha=1.0)
+    found = change_norm("a layer", roles, alpha=1.0)
     assert found is not None
     assert math.isclose(found[0], float(built.norm()), rel_tol=1e-9)
     assert found[1] == built.numel()
@@ -80,6 +101,51 @@ def test_what_looks_wrong_is_said(tmp_path: Path, a_lora: LoraState) -> None:
     words = ["NaN", "zero", "huge", "median", "missing", "alpha", "shapes"]
     assert list(found) == layers[:7]
     assert all(word in (suspicion or "") for word, suspicion in zip(words, found.values(), strict=True)), found
+
+
+@pytest.mark.parametrize("kind", ["loha", "lokr", "dora", "tucker"])
+def test_what_looks_wrong_is_said_of_all_kinds(tmp_path: Path, kind: str) -> None:
+    """A good layer, one that does nothing, one that does too much, one with NaN, one cut in half; in SDXL's names."""
+    small = 0.1
+    made: dict[str, dict[str, Tensor]] = {
+        "loha": {
+            "hada_w1_a": torch.full((8, 2), small), "hada_w1_b": torch.full((2, 8), small),
+            "hada_w2_a": torch.full((8, 2), small), "hada_w2_b": torch.full((2, 8), small),
+        },
+        "lokr": {"lokr_w1": torch.full((2, 2), small), "lokr_w2": torch.full((4, 4), small)},
+        "dora": {
+            "lora_down.weight": torch.full((2, 8), small), "lora_up.weight": torch.full((8, 2), small),
+            "dora_scale": torch.ones(1, 8),
+        },
+        "tucker": {
+            "lora_down.weight": torch.full((2, 8, 1, 1), small), "lora_up.weight": torch.full((8, 2, 1, 1), small),
+            "lora_mid.weight": torch.full((2, 2, 3, 3), small),
+        },
+    }  # fmt: skip
+    names = [f"lora_unet_output_blocks_{number}_1_proj_in" for number in range(5)]
+    role = next(iter(made[kind]))
+    tensors = {f"{name}.{role}": tensor.clone() for name in names for role, tensor in made[kind].items()}
+    tensors[f"{names[1]}.{role}"].zero_()
+    tensors[f"{names[2]}.{role}"] *= 1e6
+    tensors[f"{names[3]}.{role}"].view(-1)[1] = torch.nan
+    del tensors[f"{names[4]}.{role}"]
+    file = tmp_path / "odd.safetensors"
+    save_file(tensors, file)
+    report = describe(file)
+    assert (report.kind, report.family) == ("lora" if kind == "tucker" else kind, "sdxl")
+    found = {layer.name: layer.suspicion or "" for layer in report.suspicious}
+    words = {names[1]: "zero", names[2]: "huge", names[3]: "NaN", names[4]: "missing"}
+    if kind == "dora":
+        del words[names[1]]  # its lengths may still change the weight
+    assert list(found) == list(words)
+    assert all(word in found[name] for name, word in words.items()), found
+
+
+def test_lengths_that_are_no_numbers_are_said(tmp_path: Path) -> None:
+    name = "lora_unet_mid_block_attentions_0_proj_in"
+    file = tmp_path / "odd.safetensors"
+    save_file(lora_of(8, name) | {f"{name}.dora_scale": torch.full((1, 8), torch.inf)}, file)
+    assert [layer.suspicion for layer in describe(file).suspicious] == ["NaN or infinity"]
 
 
 def lora_of(width: int, module: str = f"lora_unet_{BLOCK}_attn2_to_k") -> dict[str, Tensor]:
@@ -137,6 +203,48 @@ KNOWN: dict[str, tuple[dict[str, Tensor], str, str]] = {
         "checkpoint",
         "sdxl",
     ),
+    "sdxl lora of diffusers' names": (
+        lora_of(64, "lora_unet_down_blocks_1_attentions_0_transformer_blocks_1_attn1_to_q"),
+        "lora",
+        "sdxl",
+    ),
+    "sdxl lora of another size": (
+        lora_of(96, "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"),
+        "lora",
+        "sdxl (custom size)",
+    ),
+    "lora of sd1's text encoder": (
+        lora_of(768, "lora_te_text_model_encoder_layers_0_self_attn_q_proj"),
+        "lora",
+        "sd1",
+    ),
+    "lora of sd2's text encoder": (lora_of(1024, "lora_te_text_model_encoder_layers_0_mlp_fc1"), "lora", "sd2"),
+    "lora of sdxl's first text encoder": (
+        lora_of(768, "lora_te1_text_model_encoder_layers_0_self_attn_q_proj"),
+        "lora",
+        "sdxl",
+    ),
+    "peft dora": (
+        {
+            "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn2.to_v.lora_A.weight": torch.ones(2, 768),
+            "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn2.to_v.lora_B.weight": torch.ones(4, 2),
+            "base_model.model.mid_block.attentions.0.transformer_blocks.0.attn2.to_v.lora_magnitude_vector": torch.ones(
+                4
+            ),
+        },
+        "dora",
+        "sd1",
+    ),
+    "sdxl loha": (
+        {
+            f"lora_unet_output_blocks_0_1_transformer_blocks_0_attn2_to_k.hada_{w}_{half}": torch.ones(shape)
+            for w in ("w1", "w2")
+            for half, shape in (("a", (4, 2)), ("b", (2, 2048)))
+        },
+        "loha",
+        "sdxl",
+    ),
+    "embedding of diffusers": ({"<word>": torch.ones(2, 1024)}, "textual inversion", "sd2"),
     "something else": ({"weight": torch.ones(2), "bias.b": torch.ones(2)}, "unknown", "unknown"),
 }
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from trainer.core.errors import WeightsError
 from trainer.weights.lora_state import LoraState
-from trainer.weights.names import SD_NAMES
-from trainer.weights.reading import read_lora
+from trainer.weights.names import SD_NAMES, SDXL_NAMES, Naming
+from trainer.weights.reading import read_adapter, read_lora
 
 LAYER = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
 KEY = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k"
@@ -152,3 +152,135 @@ def test_broken_containers_and_pickles_are_refused(tmp_path: Path, a_lora: LoraS
             read_lora(tmp_path / name, SD_NAMES)
     with pytest.raises(WeightsError, match="no such file"):
         read_lora(tmp_path / "absent.safetensors", SD_NAMES)
+
+
+XL = "unet.down_blocks.1.attentions.0.transformer_blocks.1.attn1."
+
+
+def xl_pairs(*names: str) -> dict[str, Tensor]:
+    ones = {"lora_down.weight": torch.ones(2, 8), "lora_up.weight": torch.ones(6, 2)}
+    return {f"{name}.{ending}": tensor.clone() for name in names for ending, tensor in ones.items()}
+
+
+def test_a_file_may_mix_the_names_of_blocks_but_name_no_layer_twice(tmp_path: Path) -> None:
+    """diffusers drops half of such a file in silence."""
+    original = "lora_unet_input_blocks_4_1_transformer_blocks_1_attn1_to_q"
+    other = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_1_attn1_to_k"
+    found = read_lora(written(tmp_path, xl_pairs(original, other)), SDXL_NAMES).state
+    assert found.layers() == [f"{XL}to_k", f"{XL}to_q"]
+    twice = xl_pairs(original, other, other[:-1] + "q")
+    with pytest.raises(WeightsError, match="same layer"):
+        read_lora(written(tmp_path, twice), SDXL_NAMES)
+    with pytest.raises(WeightsError, match="same layer"):
+        read_lora(written(tmp_path, xl_pairs(original) | {f"{original}.lora_A.weight": torch.ones(2, 8)}), SDXL_NAMES)
+
+
+@pytest.mark.parametrize(
+    ("name", "naming"),
+    [
+        ("lora_unet_input_blocks_4_1_proj_in", SD_NAMES),
+        ("lora_te2_text_model_encoder_layers_0_mlp_fc1", SD_NAMES),
+        ("lora_te_text_model_encoder_layers_0_mlp_fc1", SDXL_NAMES),
+        ("lora_transformer_single_transformer_blocks_0_attn_to_q", SDXL_NAMES),
+    ],
+)
+def test_a_lora_of_another_family_is_refused(tmp_path: Path, name: str, naming: Naming) -> None:
+    with pytest.raises(WeightsError) as caught:
+        read_adapter(written(tmp_path, xl_pairs(name)), naming)
+    assert caught.value.where == name
+    assert "family" in (caught.value.mend or "")
+
+
+def test_both_encoders_of_sdxl_in_pefts_layout_need_their_folders(tmp_path: Path) -> None:
+    tensors = {
+        "base_model.model.encoder.layers.0.mlp.fc1.lora_A.weight": torch.ones(2, 8),
+        "base_model.model.encoder.layers.0.mlp.fc1.lora_B.weight": torch.ones(6, 2),
+    }
+    with pytest.raises(WeightsError, match="may be of text_encoder or of text_encoder_2"):
+        read_adapter(written(tmp_path, tensors), SDXL_NAMES)
+    for part in ("text_encoder", "text_encoder_2"):
+        (tmp_path / part).mkdir()
+        save_file(tensors, tmp_path / part / "adapter_model.safetensors")
+    layer = "text_model.encoder.layers.0.mlp.fc1"
+    for path, layers in (
+        (tmp_path, [f"text_encoder.{layer}", f"text_encoder_2.{layer}"]),
+        (tmp_path / "text_encoder_2", [f"text_encoder_2.{layer}"]),
+        (tmp_path / "text_encoder" / "adapter_model.safetensors", [f"text_encoder.{layer}"]),
+    ):
+        found = read_adapter(path, SDXL_NAMES)
+        assert (found.layout, found.state.layers()) == ("peft", layers)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WeightsError, match=r"no adapter_model\.safetensors"):
+        read_adapter(tmp_path / "empty", SDXL_NAMES)
+
+
+def test_pefts_scale_of_whole_factors_is_put_into_one(tmp_path: Path) -> None:
+    """alpha / r multiplies them in peft, and nothing does in kohya's files."""
+    first, second = torch.randn(2, 3, generator=torch.Generator().manual_seed(0)), torch.ones(4, 5)
+    path = f"base_model.model.{XL.removeprefix('unet.')}to_q"
+    (tmp_path / "unet").mkdir()
+    save_file({f"{path}.lokr_w1": first, f"{path}.lokr_w2": second}, tmp_path / "unet" / "adapter_model.safetensors")
+    for said, factor in (
+        ({"r": 4, "alpha": 6}, 1.5),
+        ({"r": 4, "alpha": 6, "alpha_pattern": {"to_q": 1}, "rank_pattern": {"attn1.to_q": 8}}, 0.125),
+        ({"r": 4, "alpha": 4}, 1.0),
+        ({}, 1.0),
+    ):
+        (tmp_path / "unet" / "adapter_config.json").write_text(json.dumps(said))
+        state = read_adapter(tmp_path, SDXL_NAMES).state
+        torch.testing.assert_close(state.change(f"{XL}to_q"), torch.kron(first, second) * factor)
+    (tmp_path / "unet" / "adapter_config.json").write_text(json.dumps({"r": 0, "alpha": 4}))
+    with pytest.raises(WeightsError, match="rank"):
+        read_adapter(tmp_path, SDXL_NAMES)
+
+
+def test_alphas_of_pefts_products(tmp_path: Path) -> None:
+    path = f"base_model.model.{XL.removeprefix('unet.')}to_q"
+    shapes = {"hada_w1_a": (6, 2), "hada_w1_b": (2, 8), "hada_w2_a": (6, 2), "hada_w2_b": (2, 8)}
+    file = written(tmp_path, {f"{path}.{role}": torch.ones(shape) for role, shape in shapes.items()})
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"peft_type": "LOHA", "r": 2, "alpha": 3}))
+    state = read_adapter(file, SDXL_NAMES).state
+    torch.testing.assert_close(state.change(f"{XL}to_q"), torch.full((6, 8), 1.5 * 4))
+
+
+def test_only_loras_pass_where_only_loras_are_meant(tmp_path: Path, a_lora: LoraState, kohya_names: Rename) -> None:
+    file = written(tmp_path, kohya_names(a_lora.tensors) | {f"{KEY}.dora_scale": torch.ones(1, 96)})
+    assert read_adapter(file, SD_NAMES).state.kind == "dora"
+    with pytest.raises(WeightsError, match="dora, and a plain LoRA"):
+        read_lora(file, SD_NAMES)
+
+
+def test_a_core_between_the_halves_is_read(tmp_path: Path) -> None:
+    key = "lora_unet_mid_block_resnets_0_conv1"
+    tensors = {
+        f"{key}.lora_down.weight": torch.ones(2, 5, 1, 1),
+        f"{key}.lora_mid.weight": torch.ones(2, 2, 3, 3),
+        f"{key}.lora_up.weight": torch.ones(4, 2, 1, 1),
+        f"{key}.alpha": torch.tensor(1.0),
+    }
+    state = read_lora(written(tmp_path, tensors), SD_NAMES).state
+    torch.testing.assert_close(state.change("unet.mid_block.resnets.0.conv1"), torch.full((4, 5, 3, 3), 2.0))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"hada_w1_a": None},
+        {"hada_w2_b": torch.full((2, 8), torch.nan)},
+        {"hada_w2_b": torch.ones(3, 8)},
+        {"hada_w1_a": torch.ones(6, 2, dtype=torch.int64)},
+        {"alpha": torch.tensor(torch.inf)},
+        {"lokr_w1": torch.ones(2, 2)},
+        {"diff": torch.ones(6, 8)},
+        {"hada_w1_a": torch.tensor(1.0), "hada_w2_a": torch.tensor(1.0)},
+    ],
+)
+def test_hostile_products_are_refused(tmp_path: Path, changed: dict[str, Tensor | None]) -> None:
+    name = "lora_unet_mid_block_attentions_0_proj_in"
+    good = {"hada_w1_a": torch.ones(6, 2), "hada_w1_b": torch.ones(2, 8)}
+    good |= {"hada_w2_a": torch.ones(6, 2), "hada_w2_b": torch.ones(2, 8)}
+    assert read_adapter(written(tmp_path, {f"{name}.{k}": v for k, v in good.items()}), SD_NAMES).state.kind == "loha"
+    tensors = {f"{name}.{role}": tensor for role, tensor in {**good, **changed}.items() if tensor is not None}
+    with pytest.raises(WeightsError) as caught:
+        read_adapter(written(tmp_path, tensors), SD_NAMES)
+    assert caught.value.where

@@ -162,17 +162,14 @@ def _check_same_folder(recipes: "Sequence[Recipe]") -> None:
 
 def _needed(recipes: "Sequence[Recipe]", progress: "Phases") -> dict[str, Set[str]]:
     """What the recipes need of the cache: keys by the identity of their encoder; nothing is encoded."""
-    from trainer.core.device import pick_device
-    from trainer.core.seeds import Seeds
     from trainer.data.filling import needed_keys
-    from trainer.preparing import look_at_data
+    from trainer.preparing import look_at_data, needs_of, open_model
 
     needed: dict[str, Set[str]] = {}
     for recipe in recipes:
         recipe.model.check()
         account = look_at_data(recipe, None, progress)
-        encoders = recipe.model.load(recipe.precision, pick_device()).encoders()
-        keys = needed_keys(account.training, recipe.data, encoders, Seeds(recipe.seed), recipe.batch)
+        keys = needed_keys(needs_of(recipe, account, open_model(recipe)))
         for identity, own in keys.items():
             needed[identity] = needed.get(identity, frozenset[str]()) | own
     return needed

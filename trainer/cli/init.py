@@ -19,7 +19,7 @@ def command(
     name: Annotated[str, Argument(metavar="NAME", help="The recipe's name: one word, such as my-cat.")],
     images: Annotated[Path, Option(metavar="DIR", help="The folder of pictures, with captions beside them.")],
     base: Annotated[
-        str, Option(metavar="WEIGHTS", help="`bundled`, a folder in the diffusers layout, or a hub name.")
+        str, Option(metavar="WEIGHTS", help="`bundled`, a .safetensors checkpoint, a diffusers folder, or a hub name.")
     ] = "bundled",
     memory: Annotated[
         str | None, Option(metavar="SIZE", help="What the run may use, such as 8GiB; else what is there.")
@@ -114,14 +114,15 @@ def _resolution(base: str) -> int:
     Raises:
         WeightsError: the base is a path, and there is no model.
     """
-    from trainer.families.loading import find_weights, read_json
+    import torch
+
+    from trainer.core.device import Precision
+    from trainer.families.auto import Auto
 
     on_the_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) and not Path(base).exists()
     if on_the_hub and Path(base).suffix not in (".safetensors", ".ckpt"):
         return 512
-    folder = find_weights(base)
-    halvings = len(read_json(folder, "vae/config.json")["block_out_channels"]) - 1
-    return int(read_json(folder, "unet/config.json")["sample_size"]) << halvings
+    return Auto(weights=base).load(Precision.float32, torch.device("cpu")).resolution  # its networks stay on the disk
 
 
 def _machine() -> "tuple[int, Precision]":

@@ -22,7 +22,7 @@ VERBS = {
     "cache": "Encode pictures and words once.",
     "train": "Run a recipe from its start, or from where it stopped.",
     "sample": "Draw prompts with or without an adapter.",
-    "weights": "Look into model files.",
+    "weights": "Look into model files, and convert, merge, extract and resize them.",
     "explain": "Tell what the keys of a recipe mean, and what they may be.",
 }
 """What `trainer --help` says of each verb: how the verb's own help begins, known without loading it."""

@@ -160,6 +160,7 @@ class CachedBatches:
     world: int = 1  # processes
     rank: int = 0  # which of them this is
     mend: Mend | None = None  # makes an entry that was found damaged anew; without it, damage ends the run
+    live_words: bool = False  # whether batches hold the words themselves, for text encoders that are trained
 
     def __post_init__(self) -> None:
         """Open the cache and plan the order."""
@@ -210,11 +211,12 @@ class CachedBatches:
         weights = [
             example.weight if slot < plan.total else 0.0 for example, slot in zip(examples, plan.slots, strict=True)
         ]
+        captions = self._captions(examples, number, plan.slots)
         return Batch(
             number=number,
             slots=plan.slots,
             latents=posterior.sample(draw),
-            words=self._conditioning(examples, number, plan.slots),
+            words=captions if self.live_words else self._conditioning(captions, examples),
             geometry=_geometry(examples, bucket, cuts),
             weight=torch.tensor(weights, dtype=torch.float32),
             total=plan.total,
@@ -242,14 +244,18 @@ class CachedBatches:
             raise DataError("This picture is not in the cache.", where=example.name, mend=_NOT_CACHED)
         return row
 
-    def _conditioning(self, examples: Sequence[Example], number: int, slots: Sequence[int]) -> Conditioning:
+    def _captions(self, examples: Sequence[Example], number: int, slots: Sequence[int]) -> tuple[str, ...]:
+        """What each slot of the batch is called this time."""
         epoch = number // self.batches_per_epoch
-        rows: list[dict[str, Tensor]] = []
+        captions: list[str] = []
         for example, slot in zip(examples, slots, strict=True):
             rules = self.settings.rules_of(example)
             dropped = is_dropped(rules, self.seeds, number, slot, epoch)
-            caption = NO_WORDS if dropped else caption_of(example, rules, self.seeds, epoch)
-            rows.append(self._states(caption, example))
+            captions.append(NO_WORDS if dropped else caption_of(example, rules, self.seeds, epoch))
+        return tuple(captions)
+
+    def _conditioning(self, captions: Sequence[str], examples: Sequence[Example]) -> Conditioning:
+        rows = [self._states(caption, example) for caption, example in zip(captions, examples, strict=True)]
         pooled = torch.stack([row["pooled"] for row in rows]) if "pooled" in rows[0] else None
         return Conditioning(tokens=torch.stack([row["tokens"] for row in rows]), pooled=pooled)
 

@@ -106,7 +106,9 @@ def fit_mask(mask: Image.Image, bucket: Bucket, cut: Cut, scale: int, size: Size
     whole = Size(*mask.size) if size is None else size
     grid = Bucket(bucket.width // scale, bucket.height // scale)
     piece = _cut_out(mask, bucket, cut, whole, (grid, Image.Resampling.BOX))
-    return np.asarray(piece, dtype=np.float32)[None] / np.float32(255)
+    shares = np.array(piece, dtype=np.float32)[None]
+    shares /= 255
+    return shares
 
 
 def counts_nowhere(mask: NDArray[np.float32]) -> bool:

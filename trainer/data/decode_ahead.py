@@ -86,7 +86,7 @@ def _raise_first_error(futures: Iterable[Future[list[Pieces]]]) -> None:
 
 
 @contextmanager
-def _in_threads(decoder: Decoder, workers: int) -> Iterator[Submit]:
+def _in_threads(decoder: Decoder, workers: int) -> Generator[Submit, None, None]:
     pool = ThreadPoolExecutor(max_workers=workers)
     try:
         yield lambda task: pool.submit(_decode, decoder, task)
@@ -95,7 +95,7 @@ def _in_threads(decoder: Decoder, workers: int) -> Iterator[Submit]:
 
 
 @contextmanager
-def _in_processes(decoder: Decoder, workers: int) -> Iterator[Submit]:
+def _in_processes(decoder: Decoder, workers: int) -> Generator[Submit, None, None]:
     """In threads until the first process has started, so that the encoder need not wait for it."""
     # loky: its processes are neither forks of this one, whose threads and GPU a fork would break, nor do they run a
     # script that uses us as a library again, as those of multiprocessing do.

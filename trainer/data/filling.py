@@ -54,6 +54,7 @@ class Needs:
     encoders: Encoders
     seeds: Seeds
     batch: int = 1  # examples at once in one process: small buckets may move into larger ones
+    words: bool = True  # whether texts are encoded beforehand; not where the text encoders are trained
 
     @cached_property
     def encoding(self) -> Encoding:
@@ -69,7 +70,9 @@ class Needs:
         return PicturePlan(self.examples, self.settings, self.encoders, self.batch, share)
 
     def texts(self) -> list[WordsWork]:
-        """Each distinct text that a run of any length can ask for."""
+        """Each distinct text that a run of any length can ask for; none where the run encodes its words itself."""
+        if not self.words:
+            return []
         needed = captions_needed(self.examples, self.settings.rules_of, self.seeds)
         identity, dtype = self.encoders.words_identity, self.settings.cache.dtype
         return [WordsWork(words_key(text, identity, dtype), text) for text in sorted(needed)]
@@ -123,6 +126,7 @@ def fill_cache(  # noqa: PLR0913 - each is needed, and a run has all of them at 
     seeds: Seeds,
     *,
     batch: int = 1,
+    words: bool = True,
     share: Share | None = None,
     progress: Progress | None = None,
 ) -> CacheReport:
@@ -137,6 +141,7 @@ def fill_cache(  # noqa: PLR0913 - each is needed, and a run has all of them at 
         encoders: what encodes; loaded only where something is missing.
         seeds: of the run, which decide the words of its captions.
         batch: examples at once in one process of the run.
+        words: whether texts are encoded too; not for a run that trains the text encoders.
         share: which part is this process's, where several fill the cache; the others' part may still be missing then.
         progress: told how far it is.
 
@@ -145,7 +150,7 @@ def fill_cache(  # noqa: PLR0913 - each is needed, and a run has all of them at 
         NonFiniteError: an encoder gave NaN or infinity; names the picture or the words.
         TrainerError: the cache cannot be written.
     """
-    needs = Needs(examples=examples, settings=settings, encoders=encoders, seeds=seeds, batch=batch)
+    needs = Needs(examples=examples, settings=settings, encoders=encoders, seeds=seeds, batch=batch, words=words)
     tell = progress or _tell_nobody
     share = share or Share()
     picture_cache, word_cache = needs.caches()
@@ -159,11 +164,9 @@ def fill_cache(  # noqa: PLR0913 - each is needed, and a run has all of them at 
     )
 
 
-def needed_keys(
-    examples: ExampleTable, settings: DataSettings, encoders: Encoders, seeds: Seeds, batch: int = 1
-) -> dict[str, set[str]]:
-    """All keys that a run on `examples` can ask for, by the identity of their encoder; the others can be pruned."""
-    needs = Needs(examples=examples, settings=settings, encoders=encoders, seeds=seeds, batch=batch)
+def needed_keys(needs: Needs) -> dict[str, set[str]]:
+    """All keys that a run can ask for, by the identity of their encoder; the others can be pruned."""
+    encoders = needs.encoders
     needed: dict[str, set[str]] = {encoders.pictures_identity: set(), encoders.words_identity: set()}
     needed[encoders.pictures_identity].update(needs.plan(Share()).keys())
     needed[encoders.words_identity].update(work.key for work in needs.texts())

@@ -1,6 +1,7 @@
 """Captions -> the states of a CLIP text encoder, in as many chunks of 75 tokens as the limit allows."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainer.core.errors import WeightsError
-from trainer.families.loading import read_json
+from trainer.families.folder_files import read_json
 
 TokenLimit = Literal[75, 150, 225]
 """How many tokens of a caption are read."""
@@ -53,6 +54,13 @@ class ClipWords:
         rows = [[self._chunk(ids[start : start + CHUNK]) for start in starts] for ids in self._read(captions).input_ids]
         return torch.tensor(rows, dtype=torch.int64)
 
+    def first_end(self, tokens: Tensor) -> Tensor:
+        """Where the first end mark of each row of tokens [B 77] stands, [B].
+
+        Not where the greatest token stands, which is the same only as long as no tokens are added behind the end mark.
+        """
+        return (tokens == self._tokenizer.eos_token_id).int().argmax(dim=-1)
+
     def _read(self, text: str | Sequence[str], **options: bool) -> Any:
         """What transformers' tokenizer makes of text, whole; that it may be too long is not its to say."""
         words = text if isinstance(text, str) else list(text)
@@ -76,6 +84,39 @@ class ClipWords:
             except (OSError, ValueError) as error:
                 raise _broken(self._folder) from error
         return self._loaded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipStates:
+    """What a text encoder makes of B captions in N chunks, each chunk alone."""
+
+    layer: Tensor  # [B N 77 D] of the layer asked for, as it leaves it
+    last: Tensor  # [B N 77 D] of the last layer, after the final norm
+
+
+def read_chunks(network: Any, tokens: Tensor, layer: int) -> ClipStates:
+    """The states of tokens.
+
+    Args:
+        network: transformers' CLIPTextModel or CLIPTextModelWithProjection, which share no type of their own.
+        tokens: [B N 77] on the network's device.
+        layer: -1 is the last one, -2 the one before.
+    """
+    answer = network(tokens.flatten(0, 1), output_hidden_states=True)
+    layer_states, last = answer.hidden_states[layer].float(), answer.last_hidden_state.float()
+    return ClipStates(layer=layer_states.unflatten(0, tokens.shape[:2]), last=last.unflatten(0, tokens.shape[:2]))
+
+
+def normed(network: Any, states: Tensor) -> Tensor:
+    """States [... D] of a layer after the encoder's final norm."""
+    bare = unwrapped(network)
+    # one class holds the layers itself, the other within, as both did before transformers 5
+    return getattr(bare, "text_model", bare).final_layer_norm(states)
+
+
+def unwrapped(network: Any) -> Any:
+    """The network itself, which training on several devices wraps."""
+    return getattr(network, "module", network)  # the wrapper has the attribute, a network has not
 
 
 def join_chunks(states: Tensor) -> Tensor:

@@ -31,17 +31,23 @@ class LatentShape:
 class DiffusionModel(ABC):
     """One loaded model: the network that is trained, and what it needs around it.
 
-    Each network comes into memory when it is first used; autoencoder and text encoder go with `release_encoders`. So
+    Each network comes into memory when it is first used; autoencoder and text encoders go with `release_encoders`. So
     pictures and words are encoded without the denoiser, and training holds the denoiser alone.
     """
 
     family: ClassVar[KnownFamily]  # the word of a recipe: sd1, ...
     adaptable: ClassVar[Mapping[str, str]]  # word of a recipe -> regular expression over the denoiser's layer names
+    text_parts: ClassVar[Mapping[str, str]]  # word of a recipe (te1, te2) -> the part that it means
+    adaptable_text: ClassVar[str]  # regular expression over a text encoder's layer names
     naming: ClassVar[Naming]  # the layers' names in files
     latent: LatentShape
     token_limit: int  # tokens of a caption that are read, without end marks
+    clip_skip: int | None = None  # which layer of the text encoder is read, from the end, where a recipe chooses it
     schedule: DiscreteSchedule
-    prediction: AnyPrediction  # what the weights were trained to predict
+    zero_terminal_snr: bool  # whether the last step of the schedule is pure noise
+    prediction: AnyPrediction  # what the weights were trained to predict, and pictures are drawn by
+    resolution: int  # pixels a side that the weights were made for
+    revision: str | None  # the hub's commit of the weights, where they come from there
 
     @property
     @abstractmethod
@@ -55,6 +61,22 @@ class DiffusionModel(ABC):
     @denoiser.setter
     @abstractmethod
     def denoiser(self, network: nn.Module) -> None: ...
+
+    @abstractmethod
+    def network(self, part: str) -> nn.Module:
+        """The network of a part: `unet` (the denoiser), or one that `text_parts` names; loaded when it is not yet.
+
+        Raises:
+            WeightsError: its weights are broken.
+        """
+
+    @abstractmethod
+    def set_network(self, part: str, network: nn.Module) -> None:
+        """Give a part back wrapped, as for several devices."""
+
+    @abstractmethod
+    def keep_text_encoders(self) -> None:
+        """From now on `release_encoders` leaves the text encoders where they are, as they are: they are trained."""
 
     @abstractmethod
     def encode_pictures(self, pixels: Tensor) -> Posterior:
@@ -75,11 +97,26 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def decode_latents(self, latents: Tensor) -> Tensor:
-        """Pixels [B 3 H W] in -1 .. 1, float32, from latents [B C h w] scaled as the network expects."""
+        """Pixels [B 3 H W] in -1 .. 1, float32, from latents [B C h w] scaled as the network expects.
+
+        Raises:
+            NonFiniteError: the latents, or the pixels that the autoencoder makes of them, are not finite.
+        """
 
     @abstractmethod
     def encode_words(self, captions: Sequence[str]) -> Conditioning:
-        """What B captions mean to the network, float32; what lies past `token_limit` is cut off."""
+        """What B captions mean to the network, float32; what lies past `token_limit` is cut off.
+
+        The text encoders answer in evaluation mode and without gradients, also while they are trained.
+        """
+
+    @abstractmethod
+    def encode_words_live(self, captions: Sequence[str]) -> Conditioning:
+        """The same in the mode that the text encoders are in, with gradients, for training them."""
+
+    def encode_negatives(self, captions: Sequence[str]) -> Conditioning:
+        """What B negative prompts mean where pictures are drawn: an empty one may mean zeros, as the family says."""
+        return self.encode_words(captions)
 
     @abstractmethod
     def count_tokens(self, caption: str) -> int:
@@ -97,7 +134,7 @@ class DiffusionModel(ABC):
             noisy: [B C h w].
             t: [B] int64, the timesteps as the network counts them.
             words: of B captions.
-            geometry: of B pictures, where the family asks for it.
+            geometry: of B pictures, where the family asks for it; absent: they are whole, and as large as `noisy`.
         """
 
     @abstractmethod
@@ -106,12 +143,18 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def use_gradient_checkpointing(self) -> None:
-        """Compute each block's forward pass again in the backward pass instead of keeping it in memory."""
+        """Compute each block's forward pass again in the backward pass instead of keeping it in memory.
+
+        It holds for the denoiser, and for text encoders that are kept.
+        """
 
     @abstractmethod
     def release_encoders(self) -> None:
-        """Give back the memory of autoencoder and text encoder; they come again when they are used."""
+        """Give back the memory of autoencoder and text encoders; they come again when they are used."""
 
     @abstractmethod
     def scheduler_config(self) -> dict[str, object]:
-        """The scheduler settings that came with the weights, in diffusers' words, for samplers."""
+        """The scheduler settings by which pictures are drawn, in diffusers' words, for samplers.
+
+        They are those of the weights, with the prediction and the last step's noise as the run has them.
+        """

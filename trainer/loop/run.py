@@ -1,6 +1,6 @@
 """All that one training run is made of."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,7 +36,9 @@ class Run:
     trainable: Trainable
     objective: Objective
     optimizer: torch.optim.Optimizer  # as accelerate prepared it
-    rates: tuple[float, ...]  # the full rate of each parameter group
+    networks: tuple[torch.nn.Module, ...]  # those that are trained, as accelerate prepared them
+    averaged_here: tuple[torch.nn.Parameter, ...]  # trained ones whose gradients accelerate does not average
+    rates: Mapping[str, float]  # the full rate of each part, the denoiser's first
     rate: Rate
     clip_norm: float
     batches: CachedBatches
@@ -51,12 +53,23 @@ class Run:
         """Whether this process writes files: one of all processes does."""
         return self.accelerator.is_main_process
 
-    def set_rate(self) -> float:
-        """Give every parameter group its rate for the coming step; a function of the clock alone."""
+    def set_rates(self) -> Mapping[str, float]:
+        """Give every part its rate for the coming step, a function of the clock alone; and tell them, by part."""
         factor = self.rate.factor(self.clock.step, self.clock.steps)
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = rate * factor
-        return self.rates[0] * factor
+        rates = {name: rate * factor for name, rate in self.rates.items()}
+        for group in self.optimizer.param_groups:
+            group["lr"] = rates[group["name"]]
+        return rates
+
+    def average_gradients(self) -> None:
+        """Let each process have the mean of all processes' gradients, where accelerate does not see to it."""
+        gradients = [parameter.grad for parameter in self.averaged_here if parameter.grad is not None]
+        if self.accelerator.num_processes == 1 or not gradients:
+            return
+        own = torch.cat([gradient.flatten() for gradient in gradients])
+        mean: Any = self.accelerator.reduce(own, "mean")  # a tensor comes back for a tensor
+        for gradient, part in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
 
     def state(self) -> State:
         """All that the run needs to go on from here."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.batch import Batch
+from trainer.batch import Batch, Conditioning
 from trainer.core.device import peak_bytes
 from trainer.core.errors import NonFiniteError
 from trainer.loop.run import Run
@@ -27,7 +27,8 @@ def train(run: Run) -> Path:
     with Stopper() as stopper:
         if run.is_main:
             run.previews.draw_base()
-        run.model.denoiser.train()
+        for network in run.networks:
+            network.train()
         while not run.clock.done and stopper.asked is None:
             step(run)
             if run.clock.due(run.preview_every) or (run.clock.done and stopper.asked is None):
@@ -46,7 +47,7 @@ def step(run: Run) -> None:
     started = time.perf_counter()
     losses: list[Tensor] = []
     pictures = 0
-    rate = run.set_rate()
+    rates = run.set_rates()
     batches = run.batches.starting_at(run.clock.batch)
     for _, batch in zip(range(run.clock.accumulate), batches, strict=False):
         losses.append(one_pass(run, batch.to(run.accelerator.device)))
@@ -55,7 +56,7 @@ def step(run: Run) -> None:
     loss: Any = run.accelerator.reduce(torch.stack(losses).mean(), "mean")  # a tensor comes back for a tensor
     seconds = time.perf_counter() - started
     run.trackers.step(
-        run.clock.step, loss=float(loss), rate=rate, seconds=seconds, peak_bytes=peak_bytes(run.accelerator.device)
+        run.clock.step, loss=float(loss), rates=rates, seconds=seconds, peak_bytes=peak_bytes(run.accelerator.device)
     )
 
 
@@ -63,9 +64,10 @@ def one_pass(run: Run, batch: Batch) -> Tensor:
     """One forward and one backward pass; the weights move when enough passes are summed. Returns the loss, []."""
     # layers with chance of their own (dropout) ask torch's generator: it too is a function of the place
     torch.manual_seed(run.seeds.integer("layers", batch.number, run.accelerator.process_index))
-    with run.accelerator.accumulate(run.model.denoiser):
+    with run.accelerator.accumulate(*run.networks):
+        words = meaning(run, batch)
         loss = run.objective(
-            lambda noisy, t, b: run.model.predict(noisy, run.model.schedule.index(t), b.words, b.geometry),
+            lambda noisy, t, b: run.model.predict(noisy, run.model.schedule.index(t), words, b.geometry),
             batch,
             run.model.schedule,
             run.model.prediction,
@@ -74,11 +76,17 @@ def one_pass(run: Run, batch: Batch) -> Tensor:
         )
         run.accelerator.backward(loss.value)
         if run.accelerator.sync_gradients:
+            run.average_gradients()
             norm = run.accelerator.clip_grad_norm_(run.trainable.parameters(), run.clip_norm)
             refuse_non_finite(run, loss.value, norm, batch)
         run.optimizer.step()
         run.optimizer.zero_grad()
     return loss.value.detach()
+
+
+def meaning(run: Run, batch: Batch) -> Conditioning:
+    """What the batch's words mean: out of the cache, or of this moment where the text encoders are trained."""
+    return batch.words if isinstance(batch.words, Conditioning) else run.model.encode_words_live(batch.words)
 
 
 def refuse_non_finite(run: Run, loss: Tensor, norm: Tensor | None, batch: Batch) -> None:

@@ -10,6 +10,6 @@ from torch.nn import Parameter
 class ParameterGroup:
     """Parameters that learn at one rate, in an order that is the same in every run of the recipe."""
 
-    name: str  # of the part, such as "unet" or "text_encoder"; for logs and checkpoints
+    name: str  # of the part, as recipes call it, such as "unet" or "te1"; for logs and checkpoints
     parameters: Sequence[Parameter]
-    rate_factor: float = 1.0  # times the recipe's learning rate
+    rate: float | None = None  # its learning rate at its height; None: the optimiser's

@@ -30,7 +30,7 @@ class OptimizerSettings(Settings, ABC):
     def build(self, groups: Sequence[ParameterGroup]) -> Optimizer:
         """The optimiser of these parameters, without state yet.
 
-        Its groups keep the order, the names and the rates of `groups`: the rate times the group's factor.
+        Its groups keep the order, the names and the rates of `groups`; a group that names no rate learns at `rate`.
 
         Raises:
             RecipeError: this optimiser cannot work on this machine.
@@ -39,7 +39,11 @@ class OptimizerSettings(Settings, ABC):
     def torch_groups(self, groups: Sequence[ParameterGroup]) -> list[TorchGroup]:
         """The groups as torch takes them."""
         return [
-            {"params": list(group.parameters), "lr": self.rate * group.rate_factor, "name": group.name}
+            {
+                "params": list(group.parameters),
+                "lr": self.rate if group.rate is None else group.rate,
+                "name": group.name,
+            }
             for group in groups
         ]
 

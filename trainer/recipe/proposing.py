@@ -83,7 +83,7 @@ def propose(occasion: Occasion) -> str:
         "# yaml-language-server: $schema=recipe.schema.json",
         *(f"# {line}" for line in _header(occasion, habit, steps * batch)),
         f"name: {inline(occasion.name)}",
-        f"model: {{kind: sd1, weights: {inline(occasion.base)}}}",
+        f"model: {{kind: {'sd1' if occasion.bundled else 'auto'}, weights: {inline(occasion.base)}}}",
         f"precision: {occasion.precision.value}",
         "data:",
         f"  sources: [{source}]",

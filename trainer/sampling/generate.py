@@ -3,16 +3,26 @@
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from trainer.batch import Conditioning
+from trainer.batch import Conditioning, Geometry
 from trainer.families.model import DiffusionModel
 from trainer.sampling.prompts import DrawSettings, Prompt
 from trainer.sampling.samplers import Sampler
+
+_PIXELS_AT_ONCE: Final = 512 * 512  # decoded at once: the decoder takes far more memory a pixel than the denoiser
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """What texts mean, each encoded once, [1 T D]."""
+
+    wanted: Mapping[str, Conditioning]
+    unwanted: Mapping[str, Conditioning]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +55,10 @@ def generate(
         size: width and height in pixels where a prompt says none; both rounded up to what the networks take.
         progress: told after each chunk how many pictures are new.
     """
-    words = _words_of(model, prompts)
+    words = _Texts(
+        wanted=_encoded(model.encode_words, (prompt.text for prompt in prompts)),
+        unwanted=_encoded(model.encode_negatives, (prompt.negative for prompt in prompts)),
+    )
     was_training = model.denoiser.training
     model.denoiser.eval()
     pictures: dict[int, Image.Image] = {}
@@ -54,7 +67,7 @@ def generate(
             for places in _chunks(prompts, size, settings.batch):
                 chunk = _chunk([prompts[place] for place in places], size, model.latent.step)
                 latents = _denoise(model, chunk, words, sampler, settings)
-                drawn = _as_pictures(model.decode_latents(latents))
+                drawn = _as_pictures(_decoded(model, latents))
                 pictures.update(zip(places, drawn, strict=True))
                 progress(len(places))
     finally:
@@ -62,13 +75,12 @@ def generate(
     return [pictures[place] for place in range(len(prompts))]
 
 
-def _words_of(model: DiffusionModel, prompts: Iterable[Prompt]) -> Mapping[str, Tensor]:
-    """The text states of all texts and negatives, each encoded once."""
-    texts = sorted({text for prompt in prompts for text in (prompt.text, prompt.negative)})
-    states: dict[str, Tensor] = {}
-    for start in range(0, len(texts), 32):
-        part = texts[start : start + 32]
-        states.update(zip(part, model.encode_words(part).tokens, strict=True))
+def _encoded(encode: Callable[[Sequence[str]], Conditioning], texts: Iterable[str]) -> dict[str, Conditioning]:
+    distinct = sorted(set(texts))
+    states: dict[str, Conditioning] = {}
+    for start in range(0, len(distinct), 32):
+        part = distinct[start : start + 32]
+        states.update(zip(part, encode(part).rows(), strict=True))
     return states
 
 
@@ -88,12 +100,10 @@ def _chunk(prompts: Sequence[Prompt], size: tuple[int, int], step: int) -> _Chun
     return _Chunk(prompts, -(-width // step) * step, -(-height // step) * step)
 
 
-def _denoise(
-    model: DiffusionModel, chunk: _Chunk, words: Mapping[str, Tensor], sampler: Sampler, settings: DrawSettings
-) -> Tensor:
+def _denoise(model: DiffusionModel, chunk: _Chunk, words: _Texts, sampler: Sampler, settings: DrawSettings) -> Tensor:
     """Latents [B C h w] out of noise that each prompt's own seed gives, drawn on the CPU as diffusers does."""
     scheduler = sampler.scheduler(model.scheduler_config())
-    device = words[chunk.prompts[0].text].device
+    device = words.wanted[chunk.prompts[0].text].tokens.device
     scheduler.set_timesteps(settings.steps, device=device)
     shape = (1, model.latent.channels, chunk.height // model.latent.scale, chunk.width // model.latent.scale)
     generators = [torch.Generator().manual_seed(prompt.seed) for prompt in chunk.prompts]
@@ -107,18 +117,25 @@ def _denoise(
     return latents
 
 
-def _guided(
-    model: DiffusionModel, noisy: Tensor, t: Tensor, chunk: _Chunk, words: Mapping[str, Tensor], guidance: float
-) -> Tensor:
+def _guided(model: DiffusionModel, noisy: Tensor, t: Tensor, chunk: _Chunk, words: _Texts, guidance: float) -> Tensor:
     """The prediction with classifier-free guidance (arXiv:2207.12598, equation 6), both halves in one pass."""
-    positive = torch.stack([words[prompt.text] for prompt in chunk.prompts])
-    if guidance <= 1:
-        return model.predict(noisy, t.expand(len(noisy)), Conditioning(tokens=positive)).to(noisy.dtype)
-    negative = torch.stack([words[prompt.negative] for prompt in chunk.prompts])
-    both = Conditioning(tokens=torch.cat([negative, positive]))
-    predicted = model.predict(torch.cat([noisy, noisy]), t.expand(2 * len(noisy)), both).to(noisy.dtype)
+    positive = [words.wanted[prompt.text] for prompt in chunk.prompts]
+    negative = [words.unwanted[prompt.negative] for prompt in chunk.prompts] if guidance > 1 else []
+    both = Conditioning.joined([*negative, *positive])
+    whole = Geometry.whole(len(negative) + len(positive), chunk.height, chunk.width, noisy.device)
+    inputs = torch.cat([noisy, noisy]) if negative else noisy
+    predicted = model.predict(inputs, t.expand(len(inputs)), both, whole).to(noisy.dtype)
+    if not negative:
+        return predicted
     without, with_words = predicted.chunk(2)
     return without + guidance * (with_words - without)
+
+
+def _decoded(model: DiffusionModel, latents: Tensor) -> Tensor:
+    """Pixels [B 3 H W] of latents [B C h w], as many at once as memory is planned for."""
+    pixels = latents.shape[-2] * latents.shape[-1] * model.latent.scale**2
+    pieces = latents.split(max(1, _PIXELS_AT_ONCE // pixels))
+    return torch.cat([model.decode_latents(piece).cpu() for piece in pieces])
 
 
 def _extra_arguments(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:

@@ -64,17 +64,20 @@ class Trackers:
         lanes = [Lane(type(setting).__name__, setting.open(folder, clean, step)) for setting in settings]
         return cls(events, lanes, folder, show)
 
-    def step(self, step: int, *, loss: float, rate: float, seconds: float, peak_bytes: int) -> None:
+    def step(self, step: int, *, loss: float, rates: Mapping[str, float], seconds: float, peak_bytes: int) -> None:
         """A step is whole.
 
         Args:
             step: how many are whole now.
             loss: the mean over the step's examples.
-            rate: the learning rate of the step.
+            rates: the learning rate of each part in the step; `rate` is the first one's, and where there are more,
+                `rate_unet`, `rate_te1`, ... are told beside it.
             seconds: how long it took.
             peak_bytes: the most memory used so far.
         """
-        self.event("step", step, loss=loss, rate=rate, seconds=seconds, peak_bytes=peak_bytes)
+        rate = next(iter(rates.values()))
+        of_parts = {f"rate_{part}": value for part, value in rates.items()} if len(rates) > 1 else {}
+        self.event("step", step, loss=loss, rate=rate, **of_parts, seconds=seconds, peak_bytes=peak_bytes)
         self._show(step, {"loss": f"{loss:.4f}", "rate": f"{rate:.2e}", "memory": f"{peak_bytes / (1 << 30):.1f} GiB"})
 
     def event(self, kind: str, step: int, **facts: object) -> None:

@@ -9,12 +9,18 @@ from torch import Tensor
 
 from trainer.core.device import Precision
 from trainer.core.errors import NonFiniteError, WeightsError
-from trainer.core.files import replacing
+from trainer.core.files import replacing, write_atomically
 from trainer.core.settings import Settings
 from trainer.core.tensors import first_non_finite, read_header, read_tensors
-from trainer.weights.lora_state import DOWN, UP, LoraState
+from trainer.weights.adapter_state import AdapterState
+from trainer.weights.layouts import Layout, to_diffusers, to_kohya, to_peft
 from trainer.weights.metadata import TrainingFacts, as_metadata, hashes_of
 from trainer.weights.names import Naming
+from trainer.weights.network_facts import described
+from trainer.weights.peft_configs import PEFT_CONFIG, PEFT_FILE
+from trainer.weights.said_alphas import ADAPTER_METADATA
+
+__all__ = ["ExportSettings", "as_bytes", "export", "export_adapter", "to_kohya", "write_checked"]
 
 
 class ExportSettings(Settings):
@@ -22,10 +28,13 @@ class ExportSettings(Settings):
 
     precision: Precision = Precision.float32
     """float32 writes exactly what was trained; float16 or bfloat16 halve the file and round each weight."""
+    layout: Layout = "kohya"
+    """kohya is what diffusers, ComfyUI, Forge, A1111 and sd-scripts all load. diffusers is the same file in the names
+    of diffusers alone. peft is a folder for PeftModel.from_pretrained, with one folder in it for each network."""
 
 
-def export(path: Path, state: LoraState, naming: Naming, facts: TrainingFacts, settings: ExportSettings) -> None:
-    """Write a LoRA in kohya's layout, which diffusers, ComfyUI, Forge, A1111 and sd-scripts all load.
+def export(path: Path, state: AdapterState, naming: Naming, facts: TrainingFacts, settings: ExportSettings) -> Path:
+    """Write an adapter with what its training may say of it.
 
     When this returns, the file has been read back and holds these tensors. Equal states and facts give equal bytes.
 
@@ -33,47 +42,63 @@ def export(path: Path, state: LoraState, naming: Naming, facts: TrainingFacts, s
         path: ends in .safetensors; an old file there stays until the new one is whole and checked.
         state: any floats; on any device and in any memory format.
         naming: of the family.
-        facts: what the file says of itself.
-        settings: the number format.
+        facts: what the file says of itself; kind, rank, alpha and trained networks are taken from the state.
+        settings: the number format and the layout.
+
+    Returns:
+        The file; of the peft layout its folder, which is called as the file without .safetensors.
 
     Raises:
         NonFiniteError: a weight is NaN or infinite, or overflows in the number format asked for.
-        WeightsError: the state is no whole LoRA of this family, or the disk gave back something else.
+        WeightsError: the state is no whole adapter of this family, the layout cannot say it, or the disk gave back
+            something else.
 
-    Source: the layout was measured in the five programs above.
+    Source: the layout was measured in the five programs that `ExportSettings` names.
     """
-    tensors = to_kohya(state, naming, settings.precision.dtype)
-    broken = first_non_finite(tensors)
-    if broken is not None:
-        raise NonFiniteError(
-            f"A trained weight is not finite in {settings.precision.value}; nothing was written.",
-            where=broken,
-            mend="Export an earlier checkpoint, train with a lower rate, or export in float32.",
-        )
-    metadata = as_metadata(facts)
-    metadata |= hashes_of(tensors, metadata)
+    return export_adapter(path, state, naming, as_metadata(described(facts, state)), settings)
+
+
+def export_adapter(
+    path: Path, state: AdapterState, naming: Naming, metadata: Mapping[str, str], settings: ExportSettings
+) -> Path:
+    """Write an adapter with metadata as they are, such as those of the file that it comes from; else as `export`.
+
+    Hashes and diffusers' own entry are made anew.
+    """
+    dtype = settings.precision.dtype
+    kept = {key: text for key, text in metadata.items() if not key.startswith("sshs_") and key != ADAPTER_METADATA}
+    if settings.layout == "peft":
+        folder = path.with_suffix("") if path.suffix == ".safetensors" else path
+        pieces = to_peft(state, naming, dtype)
+        for piece in pieces.values():
+            _check_finite(piece.tensors, settings.precision)
+        for part, piece in pieces.items():
+            write_checked(folder / part / PEFT_FILE, piece.tensors, {**kept, "format": "pt"})
+            write_atomically(folder / part / PEFT_CONFIG, json.dumps(piece.config, indent=2, sort_keys=True) + "\n")
+        for part in naming.parts.keys() - pieces.keys():  # of an older adapter in this place
+            for name in (PEFT_FILE, PEFT_CONFIG):
+                (folder / part / name).unlink(missing_ok=True)
+        return folder
+    if settings.layout == "diffusers":
+        tensors, own = to_diffusers(state, naming, dtype)
+        kept |= own
+    else:
+        tensors = to_kohya(state, naming, dtype)
+        kept.pop("format", None)
+    _check_finite(tensors, settings.precision)
+    write_checked(path, tensors, {**kept, **hashes_of(tensors, kept)})
+    return path
+
+
+def write_checked(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file atomically and read it back before it takes its name.
+
+    Raises:
+        WeightsError: the disk gave back something else.
+    """
     with replacing(path) as temporary:
         temporary.write_bytes(as_bytes(tensors, metadata))
         _check_written(temporary, tensors, metadata, path)
-
-
-def to_kohya(state: LoraState, naming: Naming, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The state's tensors under kohya's names, contiguous on the CPU.
-
-    Raises:
-        WeightsError: the state is no whole LoRA of this family.
-    """
-    state.check()
-    if not state.tensors:
-        raise WeightsError("There is nothing to export: no layer was trained.")
-    tensors: dict[str, Tensor] = {}
-    for layer in state.layers():
-        name = naming.to_kohya(layer)
-        tensors[f"{name}.lora_down.weight"] = _plain(state.tensors[layer + DOWN], dtype)
-        tensors[f"{name}.lora_up.weight"] = _plain(state.tensors[layer + UP], dtype)
-        # always float32: an alpha that 16 bits cannot hold would scale the whole layer wrongly
-        tensors[f"{name}.alpha"] = torch.tensor(state.alphas[layer], dtype=torch.float32)
-    return tensors
 
 
 def as_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -89,9 +114,14 @@ def as_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> byte
     return len(header).to_bytes(8, "little") + header + content[start:]
 
 
-def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """On the CPU, row by row, and sharing memory with no other tensor, as safetensors asks."""
-    return tensor.detach().to(device="cpu", dtype=dtype).clone(memory_format=torch.contiguous_format)
+def _check_finite(tensors: Mapping[str, Tensor], precision: Precision) -> None:
+    broken = first_non_finite(tensors)
+    if broken is not None:
+        raise NonFiniteError(
+            f"A trained weight is not finite in {precision.value}; nothing was written.",
+            where=broken,
+            mend="Export an earlier checkpoint, train with a lower rate, or export in float32.",
+        )
 
 
 def _check_written(written: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], path: Path) -> None:

@@ -2,7 +2,6 @@
 
 import json
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,12 +12,14 @@ from torch import Tensor
 from trainer.core.errors import WeightsError
 from trainer.core.files import inside
 from trainer.core.tensors import Header, TensorFacts, read_header, read_tensors
-from trainer.weights.change_norms import change_norm
-from trainer.weights.recognising import AdapterModule, adapter_modules, family_of, kind_of, parts_of, rank_of
+from trainer.weights.embeddings import PARTS_OF_KEYS, token_of
+from trainer.weights.layer_reports import LayerReport, adapter_layers, vector_reports
+from trainer.weights.peft_configs import PEFT_CONFIG, PEFT_FILE, PEFT_PREFIX
+from trainer.weights.reading import pieces_of
+from trainer.weights.recognising import PARTS, adapter_modules, family_of, kind_of, parts_of
+from trainer.weights.said_alphas import Said, said_beside, said_in_header
 
 _ADAPTERS = {"lora", "dora", "loha", "lokr"}
-_HUGE = 1.0  # root mean square of a layer's change; base weights themselves have some 0.03
-_OUTLIER = 50.0  # times the median layer
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +36,6 @@ class PartReport:
 
 
 @dataclass(frozen=True, slots=True)
-class LayerReport:
-    """What an adapter does to one layer."""
-
-    name: str
-    rank: int | None
-    alpha: float | None  # None where the file leaves it out: the rank is meant
-    norm: float | None  # of the change of weight at strength 1; None where it was not computed or is not finite
-    rms: float | None  # norm divided by the root of the number of weights
-    suspicion: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class FileReport:
     """What a file or folder is."""
 
@@ -56,7 +45,7 @@ class FileReport:
     prediction: str | None
     bytes: int
     parts: tuple[PartReport, ...]
-    layers: tuple[LayerReport, ...]  # adapters only
+    layers: tuple[LayerReport, ...]  # of adapters; of embeddings one a vector
     trigger: str | None
     base: str | None
     metadata: Mapping[str, str]
@@ -77,43 +66,73 @@ class FileReport:
 
 
 def describe(path: Path) -> FileReport:
-    """What a safetensors file or a diffusers folder is; of big files only the header is read, of adapters all.
+    """What a safetensors file, a diffusers folder or peft's folder is; of big files only the header is read.
 
     Raises:
         WeightsError: there is no such thing, or it is a pickle, broken, or no model.
     """
     if path.is_dir():
-        return _describe_folder(path)
+        pefts = (path / PEFT_FILE, *(path / part / PEFT_FILE for part in PARTS))
+        if (path / "model_index.json").is_file() or not any(file.is_file() for file in pefts):
+            return _describe_folder(path)
+        return _describe_file(path, *_opened(pieces_of(path, PARTS)))
     header = read_header(path)
+    if kind_of(list(header.tensors)) in _ADAPTERS:
+        return _describe_file(path, *_opened({"": path}))
+    return _describe_file(path, header, Said({}))
+
+
+def _describe_file(path: Path, header: Header, said: Said, tensors: Mapping[str, Tensor] | None = None) -> FileReport:
+    """What one file is, or several that are one adapter; the tensors are those of adapters."""
     names = list(header.tensors)
     kind = kind_of(names)
-    if kind in _ADAPTERS:
-        parts, layers = _adapter(path, header)
+    layers: list[LayerReport] = []
+    if tensors is not None:
+        parts, layers = _adapter(header, tensors, said)
+    elif kind == "textual inversion":
+        parts = [_part(PARTS_OF_KEYS.get(name, "text_encoder"), [facts]) for name, facts in header.tensors.items()]
+        layers = vector_reports(read_tensors(path))
     else:
         _check_whole(path)
         parts = [_part(name, facts) for name, facts in parts_of(header, kind).items()]
-        layers = []
     metadata = header.metadata
+    files = pieces_of(path, PARTS).values()
     return FileReport(
         path=str(path),
         kind=kind,
         family=family_of(header, kind),
         prediction=_prediction(names, metadata),
-        bytes=path.stat().st_size,
+        bytes=sum(file.stat().st_size for file in files),
         parts=tuple(parts),
         layers=tuple(layers),
-        trigger=metadata.get("modelspec.trigger_phrase"),
+        trigger=metadata.get("modelspec.trigger_phrase") or token_of(names if kind == "textual inversion" else []),
         base=metadata.get("ss_sd_model_name") or metadata.get("ss_base_model_version"),
         metadata=metadata,
     )
 
 
-def _adapter(path: Path, header: Header) -> tuple[list[PartReport], list[LayerReport]]:
-    """The parts and layers of an adapter file."""
-    tensors = read_tensors(path)
-    shapes = {name: facts.shape for name, facts in header.tensors.items()}
+def _opened(pieces: Mapping[str, Path]) -> tuple[Header, Said, dict[str, Tensor]]:
+    """An adapter's files as one, each network's names with its own in front where a folder says it."""
+    facts: dict[str, TensorFacts] = {}
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    said: dict[str, Mapping[str, Any]] = {}
+    for part, file in pieces.items():
+        header = read_header(file)
+        names = {name: f"{part}.{name.removeprefix(PEFT_PREFIX)}" if part else name for name in header.tensors}
+        facts |= {names[name]: one for name, one in header.tensors.items()}
+        tensors |= {names[name]: tensor for name, tensor in read_tensors(file).items()}
+        metadata |= header.metadata
+        pefts = any(name.startswith(PEFT_PREFIX) for name in names)
+        found = said_beside(file.with_name(PEFT_CONFIG)) if pefts else said_in_header(file, header.metadata)
+        said |= {key or part: configuration for key, configuration in found.configurations.items()}
+    return Header(facts, metadata), Said(said), tensors
+
+
+def _adapter(header: Header, tensors: Mapping[str, Tensor], said: Said) -> tuple[list[PartReport], list[LayerReport]]:
+    """The parts and layers of an adapter."""
     modules = adapter_modules(list(tensors))
-    layers = {module.name: _layer(module, tensors, rank_of(module, shapes)) for module in modules.values()}
+    layers = adapter_layers(modules, tensors, said)
     parts: list[PartReport] = []
     for part in sorted({module.part for module in modules.values()}):
         members = [module for module in modules.values() if module.part == part]
@@ -126,46 +145,7 @@ def _adapter(path: Path, header: Header) -> tuple[list[PartReport], list[LayerRe
     foreign = [facts for name, facts in header.tensors.items() if name not in known]
     if foreign:
         parts.append(_part("other", foreign))
-    return parts, _with_outliers([layers[name] for name in sorted(layers)])
-
-
-def _layer(module: AdapterModule, tensors: Mapping[str, Tensor], rank: int | None) -> LayerReport:
-    """What an adapter does to one layer, and what is wrong with it."""
-    roles = {role: tensors[key] for role, key in module.tensors.items() if role != "alpha"}
-    alpha: float | None = None
-    suspicion: str | None = None
-    norm: float | None = None
-    rms: float | None = None
-    if "alpha" in module.tensors:
-        given = tensors[module.tensors["alpha"]]
-        alpha = float(given) if given.numel() == 1 and not given.is_complex() else math.nan
-    if alpha is not None and not math.isfinite(alpha):
-        return LayerReport(module.name, rank, None, None, None, "its alpha is no finite number")
-    try:
-        found = change_norm(roles, alpha)
-    except WeightsError as error:
-        return LayerReport(module.name, rank, alpha, None, None, error.what)
-    if found is not None:
-        norm, rms = found[0], found[0] / math.sqrt(found[1])
-        if not math.isfinite(norm):
-            norm, rms, suspicion = None, None, "NaN or infinity"
-        elif norm == 0:
-            suspicion = "zero: it changes nothing"
-        elif rms > _HUGE:
-            suspicion = "huge: it overwrites the base's weights"
-    return LayerReport(module.name, rank, alpha, norm, rms, suspicion)
-
-
-def _with_outliers(layers: Sequence[LayerReport]) -> list[LayerReport]:
-    """The layers, with a suspicion on those that change far more than the median one."""
-    sizes = [layer.rms for layer in layers if layer.rms]
-    limit = _OUTLIER * statistics.median(sizes) if sizes else math.inf
-    return [
-        LayerReport(layer.name, layer.rank, layer.alpha, layer.norm, layer.rms, f"over {_OUTLIER:.0f} times the median")
-        if layer.suspicion is None and layer.rms is not None and layer.rms > limit
-        else layer
-        for layer in layers
-    ]
+    return parts, [layers[name] for name in sorted(layers)]
 
 
 def _describe_folder(folder: Path) -> FileReport:

@@ -2,26 +2,36 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import MappingProxyType
 
 from trainer.core.errors import WeightsError
 from trainer.core.files import printable
+from trainer.weights.sgm_names import NUMBER, from_sgm, to_sgm
 
 # Words of the craft that hold an underscore themselves; all other underscores in a kohya name were once dots.
 _COMPOUNDS = (
     "down_blocks", "up_blocks", "mid_block", "transformer_blocks", "proj_in", "proj_out", "to_q", "to_k", "to_v",
     "to_out", "time_emb_proj", "conv_shortcut", "text_model", "self_attn", "q_proj", "k_proj", "v_proj", "out_proj",
+    "input_blocks", "middle_block", "output_blocks", "in_layers", "out_layers", "emb_layers", "skip_connection",
 )  # fmt: skip
 _WORD = re.compile(rf"(?:^|_)({'|'.join(_COMPOUNDS)}|[a-z0-9]+)(?=_|$)")
 
-_UNET_LAYER = re.compile(
-    r"(?:(?:down|up)_blocks\.[0-9]+|mid_block)\."
-    r"(?:attentions\.[0-9]+\.(?:proj_(?:in|out)|transformer_blocks\.[0-9]+\.(?:attn[12]\.to_(?:[qkv]|out\.0)|ff\.net\.(?:0\.proj|2)))"
-    r"|resnets\.[0-9]+\.(?:conv[12]|conv_shortcut|time_emb_proj)"
-    r"|(?:down|up)samplers\.[0-9]+\.conv)"
+_TRANSFORMER = (
+    rf"(?:proj_(?:in|out)|transformer_blocks\.{NUMBER}\.(?:attn[12]\.to_(?:[qkv]|out\.0)|ff\.net\.(?:0\.proj|2)))"
 )
-_CLIP_LAYER = re.compile(r"text_model\.encoder\.layers\.[0-9]+\.(?:self_attn\.(?:[qkv]|out)_proj|mlp\.fc[12])")
+_RESNET = r"(?:conv[12]|conv_shortcut|time_emb_proj)"
+_UNET_LAYER = re.compile(
+    rf"(?:(?:down|up)_blocks\.{NUMBER}|mid_block)\."
+    rf"(?:attentions\.{NUMBER}\.{_TRANSFORMER}|resnets\.{NUMBER}\.{_RESNET}|(?:down|up)samplers\.{NUMBER}\.conv)"
+)
+# SGM names count blocks by these numbers of layers, so a model of other numbers has no name there
+_XL_UNET_LAYER = re.compile(
+    rf"down_blocks\.{NUMBER}\.(?:attentions\.[01]\.{_TRANSFORMER}|resnets\.[01]\.{_RESNET}|downsamplers\.0\.conv)"
+    rf"|up_blocks\.{NUMBER}\.(?:attentions\.[0-2]\.{_TRANSFORMER}|resnets\.[0-2]\.{_RESNET}|upsamplers\.0\.conv)"
+    rf"|mid_block\.(?:attentions\.0\.{_TRANSFORMER}|resnets\.[01]\.{_RESNET})"
+)
+_CLIP_LAYER = re.compile(rf"text_model\.encoder\.layers\.{NUMBER}\.(?:self_attn\.(?:[qkv]|out)_proj|mlp\.fc[12])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +40,25 @@ class PartNames:
 
     kohya_prefix: str
     layers: re.Pattern[str]  # the paths, in diffusers or transformers, at which a LoRA may sit
-    renamed: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    """Beginnings of our paths -> what stands for them in kohya files, both with dots; for SDXL's SGM names."""
+    other_prefixes: tuple[str, ...] = ()  # that kohya files of other programs have; only read
+    sgm: bool = False  # whether kohya files name the U-Net's blocks as the original code does
 
     def to_kohya(self, path: str) -> str:
-        """`lora_unet_down_blocks_0_...` for `down_blocks.0....`."""
-        return self.kohya_prefix + _with_other_beginning(path, self.renamed, ".").replace(".", "_")
+        """`lora_unet_down_blocks_0_...` for `down_blocks.0....`; of SDXL `lora_unet_input_blocks_1_...`."""
+        return self.kohya_prefix + (to_sgm(path) if self.sgm else path).replace(".", "_")
 
-    def from_kohya(self, name: str) -> str:
-        """The inverse; what is no layer comes back as a path that `layers` does not know."""
-        ours_for = {theirs.replace(".", "_"): ours.replace(".", "_") for ours, theirs in self.renamed.items()}
-        return ".".join(_WORD.findall(_with_other_beginning(name.removeprefix(self.kohya_prefix), ours_for, "_")))
+    def from_kohya(self, name: str) -> str | None:
+        """The inverse, for every spelling that programs write; None where it names no layer of this part."""
+        for prefix in (self.kohya_prefix, *self.other_prefixes):
+            if not name.startswith(prefix):
+                continue
+            module = name.removeprefix(prefix)
+            words = ".".join(_WORD.findall(module))
+            path = from_sgm(words) if self.sgm else words
+            # the way back must give the same name: `to__q` or `fc1_` would be read as something they are not
+            if words.replace(".", "_") == module and self.layers.fullmatch(path):
+                return path
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +100,9 @@ class Naming:
         """
         for part, names in self.parts.items():
             path = names.from_kohya(name)
-            # the way back must give the same name: `to__q` or `fc1_` would be read as something they are not
-            if name.startswith(names.kohya_prefix) and names.layers.fullmatch(path) and names.to_kohya(path) == name:
+            if path is not None:
                 return f"{part}.{path}"
         raise _unknown(name)
-
-
-def _with_other_beginning(name: str, beginnings: Mapping[str, str], separator: str) -> str:
-    """`name` with its longest known beginning replaced; beginnings end at a separator."""
-    for old in sorted(beginnings, key=len, reverse=True):
-        if f"{name}{separator}".startswith(f"{old}{separator}"):
-            return beginnings[old] + name[len(old) :]
-    return name
 
 
 def _unknown(name: str) -> WeightsError:
@@ -104,12 +113,30 @@ def _unknown(name: str) -> WeightsError:
     )
 
 
+_UNET_PREFIXES = ("lycoris_unet_", "lycoris_")  # of programs that call LyCORIS themselves
+
 # Stable Diffusion 1.x and 2.x: kohya files use the U-Net's diffusers names.
 SD_NAMES = Naming(
     parts=MappingProxyType(
         {
-            "unet": PartNames(kohya_prefix="lora_unet_", layers=_UNET_LAYER),
-            "text_encoder": PartNames(kohya_prefix="lora_te_", layers=_CLIP_LAYER),
+            "unet": PartNames(kohya_prefix="lora_unet_", layers=_UNET_LAYER, other_prefixes=_UNET_PREFIXES),
+            # lora_te1_ is what diffusers' own converter of early 2024 wrote for SD1
+            "text_encoder": PartNames(
+                kohya_prefix="lora_te_", layers=_CLIP_LAYER, other_prefixes=("lora_te1_", "lycoris_te_")
+            ),
+        }
+    )
+)
+
+# Stable Diffusion XL: kohya files use the original code's names of the U-Net's blocks; both are read.
+SDXL_NAMES = Naming(
+    parts=MappingProxyType(
+        {
+            "unet": PartNames(
+                kohya_prefix="lora_unet_", layers=_XL_UNET_LAYER, other_prefixes=_UNET_PREFIXES, sgm=True
+            ),
+            "text_encoder": PartNames(kohya_prefix="lora_te1_", layers=_CLIP_LAYER, other_prefixes=("lycoris_te1_",)),
+            "text_encoder_2": PartNames(kohya_prefix="lora_te2_", layers=_CLIP_LAYER, other_prefixes=("lycoris_te2_",)),
         }
     )
 )

@@ -1,39 +1,34 @@
-"""A LoRA file from anywhere -> our state, after a strict check of its content."""
+"""An adapter file from anywhere -> our state, after a strict check of its content."""
 
-import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 from torch import Tensor
 
 from trainer.core.errors import WeightsError
 from trainer.core.files import printable
 from trainer.core.tensors import first_non_finite, read_header, read_tensors
-from trainer.weights.lora_state import DOWN, UP, LoraState
+from trainer.weights.adapter_kinds import state_of
+from trainer.weights.adapter_state import AdapterState
+from trainer.weights.forms import form_of
+from trainer.weights.layouts import Layout
+from trainer.weights.lora_state import LoraState
 from trainer.weights.names import Naming
+from trainer.weights.peft_configs import PEFT_CONFIG, PEFT_FILE, PEFT_PREFIX
+from trainer.weights.roles import ALPHA, KRONECKER, split_key
+from trainer.weights.said_alphas import Said, said_beside, said_in_header
 
-Layout = Literal["kohya", "diffusers", "peft"]
 
-_PEFT = "base_model.model."
-_ENDINGS = {
-    ".lora_down.weight": DOWN,
-    ".lora_up.weight": UP,
-    ".lora_A.weight": DOWN,
-    ".lora_B.weight": UP,
-    ".lora_A.default.weight": DOWN,
-    ".lora_B.default.weight": UP,
-    ".lora.down.weight": DOWN,
-    ".lora.up.weight": UP,
-    "_lora.down.weight": DOWN,  # diffusers of early 2023: `attn1.processor.to_q_lora.down.weight`
-    "_lora.up.weight": UP,
-    ".lora_linear_layer.down.weight": DOWN,
-    ".lora_linear_layer.up.weight": UP,
-    ".alpha": ".alpha",
-}
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """What an adapter file holds."""
+
+    state: AdapterState  # in the file's number formats
+    layout: Layout
+    metadata: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,64 +40,181 @@ class LoraFile:
     metadata: Mapping[str, str]
 
 
-def read_lora(path: Path, naming: Naming) -> LoraFile:
-    """Read a LoRA in kohya's, diffusers' or peft's layout; trust nothing in it.
+def read_adapter(path: Path, naming: Naming) -> AdapterFile:
+    """Read a LoRA, LoHa, LoKr or DoRA in kohya's, diffusers' or peft's layout; trust nothing in it.
 
     Args:
-        path: a .safetensors file; beside peft's adapter_model.safetensors its adapter_config.json is read for alpha.
-        naming: of the family that the LoRA is for.
+        path: a .safetensors file, or peft's folder: with adapter_model.safetensors and adapter_config.json in it, or
+            with a folder of these for each network (unet, text_encoder, text_encoder_2).
+        naming: of the family that the adapter is for.
 
     Raises:
         WeightsError: it is no whole safetensors file; a key is unknown to the family, a half is missing, shapes do
-            not fit, numbers are no floats or not finite, or a rank is greater than its layer. The message names the
-            key.
+            not fit, numbers are no floats or not finite, a rank is greater than its layer, or two keys mean one layer.
+            The message names the key.
     """
-    file = read_tensors(path)
-    metadata = read_header(path).metadata
-    if not file:
-        raise WeightsError("This file holds no tensors.", where=str(path))
-    broken = first_non_finite(file)
-    if broken is not None:
-        raise WeightsError("This file holds weights that are not finite.", where=f"{path}: {printable(broken[:200])}")
+    pieces = pieces_of(path, list(naming.parts))
     tensors: dict[str, Tensor] = {}
     alphas: dict[str, float] = {}
     layouts: set[Layout] = set()
-    for key, tensor in file.items():
-        layer, ending, layout = _understood(key, naming)
-        layouts.add(layout)
-        if layer + ending in tensors or (ending == ".alpha" and layer in alphas):
+    metadata: dict[str, str] = {}
+    for part, file in pieces.items():
+        piece = _Piece(file, naming, part)
+        piece.read()
+        if piece.tensors.keys() & tensors.keys():
+            raise WeightsError("Two keys of this adapter mean the same layer.", where=str(file))
+        tensors |= piece.tensors
+        alphas |= piece.alphas
+        layouts |= piece.layouts
+        metadata |= piece.metadata
+    return AdapterFile(state_of(tensors, alphas), layouts.pop() if len(layouts) == 1 else "kohya", metadata)
+
+
+def read_lora(path: Path, naming: Naming) -> LoraFile:
+    """Read a LoRA, and refuse every other kind of adapter; otherwise as `read_adapter`.
+
+    Raises:
+        WeightsError: as there, or it is a LoHa, LoKr or DoRA.
+    """
+    file = read_adapter(path, naming)
+    if not isinstance(file.state, LoraState):
+        raise WeightsError(
+            f"This is a {file.state.kind}, and a plain LoRA is needed here.",
+            where=str(path),
+            mend="Use an adapter of kind lora.",
+        )
+    return LoraFile(file.state, file.layout, file.metadata)
+
+
+class _Piece:
+    """One file, on the way to a state."""
+
+    def __init__(self, path: Path, naming: Naming, part: str) -> None:
+        self.path = path
+        self.naming = naming
+        self.part = part  # of the model, where the folder says it
+        self.tensors: dict[str, Tensor] = {}
+        self.alphas: dict[str, float] = {}
+        self.layouts: set[Layout] = set()
+        self.metadata: Mapping[str, str] = {}
+
+    def read(self) -> None:
+        """Take the file's content in, by our names."""
+        file = read_tensors(self.path)
+        self.metadata = read_header(self.path).metadata
+        if not file:
+            raise WeightsError("This file holds no tensors.", where=str(self.path))
+        broken = first_non_finite(file)
+        if broken is not None:
+            name = printable(broken[:200])
+            raise WeightsError("This file holds weights that are not finite.", where=f"{self.path}: {name}")
+        for key, tensor in file.items():
+            self._take(key, tensor)
+        layout = next(iter(self.layouts)) if len(self.layouts) == 1 else "kohya"
+        if layout == "diffusers":
+            self._fill_alphas(said_in_header(self.path, self.metadata))
+        elif layout == "peft":
+            self._fill_alphas(said_beside(self.path.with_name(PEFT_CONFIG)))
+
+    def _take(self, key: str, tensor: Tensor) -> None:
+        split = split_key(key)
+        if split is None:
+            raise WeightsError("This key belongs to no LoRA, LoHa, LoKr or DoRA.", where=printable(key[:200]))
+        name, role = split
+        layer, layout = self._layer(name)
+        self.layouts.add(layout)
+        if f"{layer}.{role}" in self.tensors or (role == ALPHA and layer in self.alphas):
             raise WeightsError("Two keys of this file mean the same layer.", where=printable(key[:200]))
-        if ending == ".alpha":
-            alphas[layer] = _alpha(key, tensor)
+        if role == ALPHA:
+            self.alphas[layer] = _alpha(key, tensor)
         else:
-            tensors[layer + ending] = tensor
-    layout: Layout = layouts.pop() if len(layouts) == 1 else "kohya"
-    state = LoraState(tensors=tensors, alphas=_all_alphas(tensors, alphas, _said_alphas(path, layout, metadata)))
-    state.check()
-    _check_ranks(state)
-    return LoraFile(state=state, layout=layout, metadata=metadata)
+            self.tensors[f"{layer}.{role}"] = tensor
+
+    def _layer(self, name: str) -> tuple[str, Layout]:
+        """Our name of a module, and the layout that its name is written in."""
+        if name.startswith(PEFT_PREFIX):
+            return self._in_some_part(name.removeprefix(PEFT_PREFIX)), "peft"
+        if name.split(".")[0] in self.naming.parts:
+            return self.naming.canonical(
+                re.sub(r"\.to_out$", ".to_out.0", name.replace(".processor.", "."))
+            ), "diffusers"
+        return self.naming.from_kohya(name), "kohya"
+
+    def _in_some_part(self, path: str) -> str:
+        """The layer of a path that does not say which network it is of, as in peft's own files.
+
+        Raises:
+            WeightsError: the family has no such layer, or has it in two networks.
+        """
+        parts = [self.part] if self.part else list(self.naming.parts)
+        found = [
+            part
+            for part in parts
+            if any(self.naming.parts[part].layers.fullmatch(name) for name in (path, f"text_model.{path}"))
+        ]
+        if len(found) > 1:
+            raise WeightsError(
+                f"This layer may be of {' or of '.join(found)}.",
+                where=printable(path[:200]),
+                mend="Put the two files of peft into a folder called text_encoder or text_encoder_2, beside or without "
+                "the others, and name the folder around it.",
+            )
+        if not found:
+            raise WeightsError("This family has no such layer.", where=printable(path[:200]))
+        return self.naming.canonical(f"{found[0]}.{path}")
+
+    def _fill_alphas(self, said: Said) -> None:
+        """The alphas that a configuration gives, for layers that have none of their own."""
+        layers: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in self.tensors.items():
+            layer, role = split_key(name) or ("", "")
+            if layer not in self.alphas and tensor.ndim:
+                layers.setdefault(layer, {})[role] = tensor
+        for layer, roles in layers.items():
+            rank = _rank(roles)
+            whole = rank is None and set(KRONECKER) & set(roles)
+            divisor = said.rank(layer) if whole else rank
+            alpha = None if divisor is None else said.alpha(layer, int(divisor))
+            if alpha is None or divisor is None:
+                continue
+            if not whole:
+                self.alphas[layer] = alpha
+            elif KRONECKER[0] in roles and alpha != divisor:
+                # peft scales a product of whole factors too, and in kohya's layout nothing does
+                self.tensors[f"{layer}.{KRONECKER[0]}"] = roles[KRONECKER[0]].float() * (alpha / divisor)
 
 
-def _understood(key: str, naming: Naming) -> tuple[str, str, Layout]:
-    """The canonical layer, the ending in our names, and the layout that a key is written in."""
-    ending = next((ending for ending in _ENDINGS if key.endswith(ending)), None)
-    if ending is None:
-        raise WeightsError("This key belongs to no LoRA.", where=printable(key[:200]))
-    name = key.removesuffix(ending)
-    if name.startswith(_PEFT):
-        return _in_some_part(name.removeprefix(_PEFT), naming), _ENDINGS[ending], "peft"
-    if name.split(".")[0] in naming.parts:
-        name = re.sub(r"\.to_out$", ".to_out.0", name.replace(".processor.", "."))
-        return naming.canonical(name), _ENDINGS[ending], "diffusers"
-    return naming.from_kohya(name), _ENDINGS[ending], "kohya"
+def pieces_of(path: Path, parts: Sequence[str]) -> dict[str, Path]:
+    """The files of an adapter, by the network that each is of where a folder's name says it; else by "".
+
+    Args:
+        path: a file, or peft's folder with its two files or with a folder of these for each network.
+        parts: the networks that there may be.
+
+    Raises:
+        WeightsError: a folder holds no adapter of peft's.
+    """
+    if not path.is_dir():
+        known = path.name == PEFT_FILE and path.resolve().parent.name in parts
+        return {path.resolve().parent.name if known else "": path}
+    if (path / PEFT_FILE).is_file():
+        return pieces_of(path / PEFT_FILE, parts)
+    found = {part: path / part / PEFT_FILE for part in parts if (path / part / PEFT_FILE).is_file()}
+    if not found:
+        raise WeightsError(
+            f"There is no {PEFT_FILE} in this folder.",
+            where=str(path),
+            mend=f"Name a .safetensors file, or a folder with peft's files, or with {', '.join(parts)} in it.",
+        )
+    return found
 
 
-def _in_some_part(path: str, naming: Naming) -> str:
-    """The layer of a path that does not say which network it is of, as in peft's own files."""
-    for part, names in naming.parts.items():
-        if names.layers.fullmatch(path) or names.layers.fullmatch(f"text_model.{path}"):
-            return naming.canonical(f"{part}.{path}")
-    raise WeightsError("This family has no such layer.", where=printable(path[:200]))
+def _rank(roles: Mapping[str, Tensor]) -> int | None:
+    """The rank of a layer whose tensors are not yet checked; None where nothing tells it."""
+    try:
+        return form_of(roles).rank(roles)
+    except (KeyError, IndexError):
+        return None  # a half is missing or has no shape, which the check of the state will say
 
 
 def _alpha(key: str, tensor: Tensor) -> float:
@@ -111,74 +223,3 @@ def _alpha(key: str, tensor: Tensor) -> float:
     if not math.isfinite(value):
         raise WeightsError("An alpha must be one finite number.", where=printable(key[:200]))
     return value
-
-
-def _all_alphas(tensors: Mapping[str, Tensor], found: Mapping[str, float], said: "_Said") -> dict[str, float]:
-    """The alpha of every layer: as its tensor says, else as the configuration says, else its rank."""
-    alphas = dict(found)
-    for name, tensor in tensors.items():
-        layer = name.removesuffix(DOWN)
-        if name.endswith(DOWN) and layer not in alphas and tensor.ndim:
-            alphas[layer] = said.alpha(layer, tensor.shape[0])
-    return alphas
-
-
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """What peft configurations say of alpha, by part; the part is empty where the file has one network only."""
-
-    configurations: Mapping[str, Mapping[str, Any]]  # Any: JSON from outside, checked where it is used
-
-    def alpha(self, layer: str, rank: int) -> float:
-        part, _, path = layer.partition(".")
-        configuration = self.configurations.get(part, self.configurations.get("", {}))
-        value = configuration.get("lora_alpha", rank)
-        patterns = configuration.get("alpha_pattern")
-        for pattern, special in patterns.items() if isinstance(patterns, dict) else ():
-            if _means(str(pattern), path):
-                value = special
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise WeightsError("The configuration beside these weights gives an alpha that is no number.", where=layer)
-        # rank-stabilised scaling, arXiv:2312.03732, divides by the root of the rank; in our terms alpha is greater
-        return float(value) * (math.sqrt(rank) if configuration.get("use_rslora") else 1.0)
-
-
-def _means(pattern: str, path: str) -> bool:
-    """Whether a peft pattern means a path. Plain names only: a foreign file's regular expressions are never run."""
-    name = pattern.replace("\\.", ".").removeprefix("^").removesuffix("$")
-    if not re.fullmatch(r"[\w.]+", name):
-        raise WeightsError("The alpha pattern of this file is no plain name.", where=printable(pattern[:200]))
-    return path == name or (path.endswith(f".{name}") and not pattern.startswith("^"))
-
-
-def _said_alphas(path: Path, layout: Layout, metadata: Mapping[str, str]) -> _Said:
-    """The configurations that diffusers keeps in the header and peft beside the file."""
-    beside = path.with_name("adapter_config.json")
-    if layout == "diffusers" and "lora_adapter_metadata" in metadata:
-        configurations: dict[str, dict[str, Any]] = {}
-        for key, value in _json_object(metadata["lora_adapter_metadata"], path).items():
-            part, _, word = key.partition(".")
-            configurations.setdefault(part, {})[word] = value
-        return _Said(configurations)
-    if layout == "peft" and beside.is_file():
-        return _Said({"": _json_object(beside.read_text(encoding="utf-8", errors="replace"), beside)})
-    return _Said({})
-
-
-def _json_object(text: str, path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError("The LoRA configuration of this file is no JSON.", where=str(path)) from error
-    if not isinstance(value, dict):
-        raise WeightsError("The LoRA configuration of this file is no JSON object.", where=str(path))
-    return value  # pyright: ignore[reportUnknownVariableType]
-
-
-def _check_ranks(state: LoraState) -> None:
-    """A rank above the layer's own size adds nothing: such a file is broken or hostile."""
-    for layer in state.layers():
-        down, up = state.down(layer), state.up(layer)
-        most = min(up.shape[0], math.prod(down.shape[1:]))
-        if down.shape[0] > most:
-            raise WeightsError(f"A LoRA of rank {down.shape[0]} on a layer of rank {most}.", where=layer)

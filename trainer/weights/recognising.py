@@ -1,40 +1,26 @@
 """Which kind of file, and of which family, a safetensors header tells of."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
 from trainer.core.tensors import Header, TensorFacts
+from trainer.weights.roles import ALPHA, DOWN, SCALE, VECTOR, split_key
 
 Kind = Literal[
     "lora", "dora", "loha", "lokr", "textual inversion", "checkpoint", "unet", "vae", "text encoder", "unknown"
 ]  # fmt: skip
 
-_LORA_ENDINGS = {
-    "lora_down.weight": "down",
-    "lora_up.weight": "up",
-    "lora_A.weight": "down",
-    "lora_B.weight": "up",
-    "lora_A.default.weight": "down",
-    "lora_B.default.weight": "up",
-    "lora.down.weight": "down",
-    "lora.up.weight": "up",
-    "lora_linear_layer.down.weight": "down",
-    "lora_linear_layer.up.weight": "up",
-    "lora_mid.weight": "mid",
-}
-_OTHER_ENDINGS = (
-    "alpha", "dora_scale", "lora_magnitude_vector",
-    "hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2",
-    "lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t1", "lokr_t2",
-)  # fmt: skip
-_ENDINGS = {**_LORA_ENDINGS, **{ending: ending for ending in _OTHER_ENDINGS}}
-
+PARTS = ("unet", "text_encoder", "text_encoder_2")
+"""The networks that an adapter may change."""
 # A module's part by the beginning of its name; the first that fits counts.
 _PARTS = {
     "lora_unet_": "unet",
-    "lycoris_unet_": "unet",
+    "lycoris_te2_": "text_encoder_2",
+    "lycoris_te": "text_encoder",
+    "lycoris_": "unet",
     "unet.": "unet",
     "lora_te1_": "text_encoder",
     "lora_te2_": "text_encoder_2",
@@ -50,10 +36,14 @@ _CHECKPOINT_PARTS = {
     "cond_stage_model.": "text_encoder",
 }
 _XL_SIGNS = re.compile(
-    r"lora_te2_|text_encoder_2\.|conditioner\.embedders\.1\.|add_embedding\.|clip_g$|lora_unet_(?:input|middle|output)_block"
+    r"(?:lora|lycoris)_te2_|text_encoder_2\.|conditioner\.embedders\.1\.|add_embedding\.|clip_[lg]$"
+    r"|lora_unet_(?:input|middle|output)_block"
+    r"|.*attentions[._]\d+[._]transformer_blocks[._][1-9]"  # the others have one transformer at each place
 )
 _CONTEXT_LAYER = re.compile(r"attn2[._]to_[kv]$")
 _CONTEXT_WIDTHS = {768: "sd1", 1024: "sd2", 2048: "sdxl"}  # what the U-Net's cross-attention reads
+_TEXT_LAYER = re.compile(r"layers[._]\d+[._](?:self_attn[._][qkv]_proj|mlp[._]fc1)$")
+_TEXT_WIDTHS = {768: "sd1", 1024: "sd2"}  # of the text encoder; SDXL's two are told by their names
 
 
 @dataclass(slots=True)
@@ -69,12 +59,10 @@ def adapter_modules(names: list[str]) -> dict[str, AdapterModule]:
     """The layers that an adapter file changes, by their names in the file; empty where it is no adapter."""
     modules: dict[str, AdapterModule] = {}
     for key in names:
-        for ending in _ENDINGS:
-            if key.endswith(f".{ending}"):
-                name = key[: -len(ending) - 1]
-                module = modules.setdefault(name, AdapterModule(name=name, part=part_of(name)))
-                module.tensors[_ENDINGS[ending]] = key
-                break
+        split = split_key(key)
+        if split is not None:
+            name, role = split
+            modules.setdefault(name, AdapterModule(name=name, part=part_of(name))).tensors[role] = key
     return modules
 
 
@@ -100,7 +88,7 @@ def parts_of(header: Header, kind: Kind) -> dict[str, list[TensorFacts]]:
 def kind_of(names: list[str]) -> Kind:
     """What a file is, by the names of its tensors."""
     roles = {role for module in adapter_modules(names).values() for role in module.tensors}
-    if roles - {"alpha"}:
+    if roles - {ALPHA}:
         return _adapter_kind(roles)
     if "emb_params" in names or {"clip_l", "clip_g"} & set(names) or (len(names) == 1 and "." not in names[0]):
         return "textual inversion"
@@ -125,14 +113,13 @@ def family_of(header: Header, kind: Kind) -> str:
         return "sdxl" if width in {None, 2048} else "sdxl (custom size)"
     if kind == "textual inversion":
         shapes = [facts.shape for facts in header.tensors.values() if facts.shape]
-        return {768: "sd1", 1024: "sd2"}.get(shapes[0][-1] if shapes else 0, "unknown")
+        return _TEXT_WIDTHS.get(shapes[0][-1] if shapes else 0) or _custom(said_family(header.metadata))
     if width in _CONTEXT_WIDTHS:
         return _CONTEXT_WIDTHS[width]
-    said = said_family(header.metadata)
-    structure = said or _family_by_projection(header)
-    if width is None:
-        return structure or "unknown"
-    return f"{structure} (custom size)" if structure else "unknown"
+    structure = said_family(header.metadata) or _family_by_projection(header)
+    if width is not None:
+        return _custom(structure)
+    return structure or _family_by_text(header) or "unknown"
 
 
 def said_family(metadata: Mapping[str, str]) -> str | None:
@@ -146,7 +133,7 @@ def said_family(metadata: Mapping[str, str]) -> str | None:
 
 def rank_of(module: AdapterModule, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     """The rank of one layer; None where a factor is whole, or there is nothing to tell it by."""
-    for role in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
+    for role in (DOWN, "hada_w1_b", "lokr_w2_b", "lokr_w1_b"):
         shape = shapes.get(module.tensors.get(role, ""), ())
         if shape:
             return shape[0]
@@ -154,29 +141,49 @@ def rank_of(module: AdapterModule, shapes: Mapping[str, tuple[int, ...]]) -> int
 
 
 def _adapter_kind(roles: set[str]) -> Kind:
+    if roles & {SCALE, VECTOR}:
+        return "dora"
     if any(role.startswith("hada") for role in roles):
         return "loha"
     if any(role.startswith("lokr") for role in roles):
         return "lokr"
-    return "dora" if roles & {"dora_scale", "lora_magnitude_vector"} else "lora"
+    return "lora"
 
 
 def _context_width(header: Header) -> int | None:
     """The width of the text states that the file's cross-attention reads; None where it has none."""
     shapes = {name: facts.shape for name, facts in header.tensors.items()}
     for module in adapter_modules(list(shapes)).values():
-        if _CONTEXT_LAYER.search(module.name):
-            inner = [shapes[module.tensors[role]][-1:] for role in ("down", "hada_w1_b") if role in module.tensors]
-            # kron(w1, w2) is as wide as both together
-            pairs = [[r for r in (w, f"{w}_b") if r in module.tensors] for w in ("lokr_w1", "lokr_w2")]
-            factors = [shapes[module.tensors[roles[0]]][1:2] for roles in pairs if roles]
-            if inner and inner[0]:
-                return inner[0][0]
-            if len(factors) == 2 and all(factors):
-                return factors[0][0] * factors[1][0]
+        if _CONTEXT_LAYER.search(module.name) and (width := _inputs(module, shapes)) is not None:
+            return width
     for name, shape in shapes.items():
         if _CONTEXT_LAYER.search(name.removesuffix(".weight")) and len(shape) == 2:
             return shape[1]
+    return None
+
+
+def _inputs(module: AdapterModule, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """The inputs of a linear layer; None where its tensors do not tell."""
+    of = {role: shapes[key] for role, key in module.tensors.items()}
+    for role in (DOWN, "hada_w1_b"):
+        if len(of.get(role, ())) > 1:
+            return of[role][1]
+    # kron(w1, w2) is as wide as both together
+    factors = [of.get(w) or of.get(f"{w}_b", ()) for w in ("lokr_w1", "lokr_w2")]
+    return math.prod(shape[1] for shape in factors) if all(len(shape) > 1 for shape in factors) else None
+
+
+def _custom(family: str | None) -> str:
+    return "unknown" if family is None else f"{family} (custom size)"
+
+
+def _family_by_text(header: Header) -> str | None:
+    """By the width of a text encoder; where it is called the first of two, it is SDXL's."""
+    shapes = {name: facts.shape for name, facts in header.tensors.items()}
+    for module in adapter_modules(list(shapes)).values():
+        if _TEXT_LAYER.search(module.name):
+            first = module.name.startswith(("lora_te1_", "lycoris_te1_"))
+            return "sdxl" if first else _TEXT_WIDTHS.get(_inputs(module, shapes) or 0)
     return None
 
 

@@ -1,48 +1,36 @@
-"""trainer weights: what model files are."""
+"""trainer weights inspect FILE: what a model file is."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from typer import Argument, Option, Typer
+from typer import Argument
+
+from trainer.cli.weights.asking import JsonFile
+from trainer.cli.weights.showing import rows, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from trainer.weights.inspecting import FileReport
 
-app = Typer(no_args_is_help=True, help="Look into model files.")
 
-
-@app.callback()
-def weights() -> None:
-    """Look into model files."""
-
-
-@app.command("inspect")
 def inspect(
     file: Annotated[Path, Argument(help="a .safetensors file, or a folder in the diffusers layout")],
-    json_file: Annotated[
-        Path | None, Option("--json", metavar="FILE", help="write the whole report here as well")
-    ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Say what a model file is: family, kind, rank, sizes, metadata, and layers that look wrong.
 
     Example: trainer weights inspect runs/blob/blob.safetensors
     """
-    import json
-
     from rich.console import Console
 
-    from trainer.core.files import write_atomically
     from trainer.weights.inspecting import describe
 
     report = describe(file)
     console = Console()
     for table in _tables(report):
         console.print(table)
-    if json_file is not None:
-        write_atomically(json_file, json.dumps(report.as_json(), indent=2, allow_nan=False) + "\n")
-        console.print(f"The whole report is in {json_file}.", markup=False)
+    write_json(json_file, report.as_json())
 
 
 def _tables(report: "FileReport") -> "list[Table]":
@@ -51,7 +39,7 @@ def _tables(report: "FileReport") -> "list[Table]":
     if report.layers:
         tables.append(_layers(report))
     if report.metadata:
-        tables.append(_rows("metadata", ("key", "value"), [[k, v[:300]] for k, v in sorted(report.metadata.items())]))
+        tables.append(rows("metadata", ("key", "value"), [[k, v[:300]] for k, v in sorted(report.metadata.items())]))
     return tables
 
 
@@ -67,11 +55,11 @@ def _facts(report: "FileReport") -> "Table":
         "trigger": report.trigger,
         "base": report.base,
     }
-    return _rows(Path(report.path).name, ("", ""), [[key, value] for key, value in facts.items() if value])
+    return rows(Path(report.path).name, ("", ""), [[key, value] for key, value in facts.items() if value])
 
 
 def _parts(report: "FileReport") -> "Table":
-    rows = [
+    lines = [
         [
             part.name,
             f"{part.tensors:,}",
@@ -82,7 +70,7 @@ def _parts(report: "FileReport") -> "Table":
         ]
         for part in report.parts
     ]
-    return _rows("parts", ("part", "tensors", "parameters", "dtypes", "rank", "alpha"), rows)
+    return rows("parts", ("part", "tensors", "parameters", "dtypes", "rank", "alpha"), lines)
 
 
 def _layers(report: "FileReport", most: int = 5) -> "Table":
@@ -90,7 +78,7 @@ def _layers(report: "FileReport", most: int = 5) -> "Table":
     suspicious = report.suspicious[:20]
     others = [layer for layer in report.layers if layer.suspicion is None]
     loudest = sorted(others, key=lambda layer: layer.rms or 0.0, reverse=True)[:most]
-    rows = [
+    lines = [
         [
             layer.name,
             "" if layer.rank is None else str(layer.rank),
@@ -101,19 +89,4 @@ def _layers(report: "FileReport", most: int = 5) -> "Table":
         for layer in [*suspicious, *loudest]
     ]
     title = f"layers: suspicious ({len(report.suspicious)}), then the {len(loudest)} that change most a weight"
-    return _rows(title, ("layer", "rank", "norm", "rms", "suspicion"), rows)
-
-
-def _rows(title: str, heads: tuple[str, ...], rows: "list[list[str]]") -> "Table":
-    """A table whose texts come from a file: nothing in them is markup or paints the terminal."""
-    from rich.table import Table
-    from rich.text import Text
-
-    from trainer.core.files import printable
-
-    table = Table(
-        *heads, title=Text(printable(title)), title_justify="left", show_header=any(heads), header_style="bold"
-    )
-    for row in rows:
-        table.add_row(*(Text(printable(cell), overflow="fold") for cell in row))
-    return table
+    return rows(title, ("layer", "rank", "norm", "rms", "suspicion"), lines)
