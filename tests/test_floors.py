@@ -13,7 +13,7 @@ FLOORS = (
     {"evaluation"},
     {"loop"},
     {"recipe"},
-    {"preparing"},
+    {"preparing", "publishing"},
     {"assemble", "converting", "drawing", "memory", "ray_cache", "ui"},
     {"cli"},
     {"__main__"},

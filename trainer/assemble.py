@@ -2,7 +2,6 @@
 
 import json
 import platform
-from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,13 +26,13 @@ from trainer.families.model import DiffusionModel
 from trainer.loop.checkpoints import Checkpoints
 from trainer.loop.run import Run
 from trainer.preparing import mend_cache, open_accelerator, prepare_data
+from trainer.publishing import facts_of_run
 from trainer.recipe.reading import read_recipe, write_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.tracking.trackers import Trackers
 from trainer.weights.adapter_digests import digest_of_adapter
 from trainer.weights.export import export
 from trainer.weights.lora_state import LoraState
-from trainer.weights.metadata import TrainingFacts
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -128,7 +127,8 @@ def _run(
     )
 
     def write_result() -> Path:
-        facts = _facts(recipe, model, clock, rates, accelerator.num_processes)
+        pictures = recipe.batch * recipe.accumulate * accelerator.num_processes
+        facts = facts_of_run(recipe, account.training, model, clock, rates, pictures)
         state = LoraState(tensors=trainable.state(), alphas=trainable.alphas())
         return export(folder.result, state, model.naming, facts, recipe.export)
 
@@ -248,29 +248,3 @@ def _version_of(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _facts(
-    recipe: Recipe, model: DiffusionModel, clock: Clock, rates: Mapping[str, float], processes: int
-) -> TrainingFacts:
-    """What the resulting file says of itself."""
-    return TrainingFacts(
-        name=recipe.name,
-        family=model.family,
-        prediction=model.prediction.kind,
-        resolution=(recipe.data.resolution, recipe.data.resolution),
-        steps=clock.step,
-        epoch=clock.epoch,
-        steps_asked=recipe.steps,
-        batch=recipe.batch * recipe.accumulate * processes,
-        seed=recipe.seed,
-        optimizer=recipe.optimizer.kind,
-        rate=next(iter(rates.values())),
-        text_rates=tuple(rate for word, rate in rates.items() if word in model.text_parts),
-        rate_schedule=recipe.rate.kind,
-        precision=recipe.precision.value,
-        base=recipe.model.weights,
-        vae=recipe.model.vae,
-        clip_skip=model.clip_skip,
-        trigger=recipe.data.captions.trigger or None,
-    )

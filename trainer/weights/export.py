@@ -31,6 +31,11 @@ class ExportSettings(Settings):
     layout: Layout = "kohya"
     """kohya is what diffusers, ComfyUI, Forge, A1111 and sd-scripts all load. diffusers is the same file in the names
     of diffusers alone. peft is a folder for PeftModel.from_pretrained, with one folder in it for each network."""
+    tag_counts: bool = False
+    """Whether the file says in how many pictures each tag stands, as model managers show it. Whoever has the file can
+    read them."""
+    thumbnail: bool = False
+    """Whether the file carries a small picture of what it does: the first prompt of the last previews."""
 
 
 def export(path: Path, state: AdapterState, naming: Naming, facts: TrainingFacts, settings: ExportSettings) -> Path:

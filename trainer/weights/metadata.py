@@ -51,6 +51,8 @@ class TrainingFacts:
     base_hash: str | None = None  # SHA-256 in hexadecimal
     vae: str | None = None  # of a separate autoencoder, likewise
     clip_skip: int | None = None  # 1 is the last layer
+    token_limit: int = 75  # tokens of a caption that were read
+    zero_terminal_snr: bool = False  # whether the last step of the schedule was pure noise
     trigger: str | None = None
     tags: Mapping[str, int] | None = None  # how often each tag was seen; only where a person asks for it
     thumbnail: str | None = None  # a data URL, as `thumbnails.as_thumbnail` makes it
@@ -87,6 +89,8 @@ def as_metadata(facts: TrainingFacts) -> dict[str, str]:
         "ss_mixed_precision": None if facts.precision is None else _kohya_precision(facts.precision),
         "ss_seed": facts.seed,
         "ss_clip_skip": facts.clip_skip,
+        "ss_max_token_length": facts.token_limit if facts.token_limit > 75 else None,  # absent: 75, as elsewhere
+        "ss_zero_terminal_snr": True if facts.zero_terminal_snr else None,
         # one group, called as the run: the names of folders are nobody's business
         "ss_tag_frequency": None if facts.tags is None else json.dumps({facts.name: dict(facts.tags)}),
         "ss_training_started_at": facts.started,
