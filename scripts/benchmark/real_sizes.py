@@ -51,11 +51,11 @@ def make(path: Path, family: Any) -> None:
 
     from trainer.families.published import published_configs
     from trainer.weights.checkpoint import write_checkpoint
-    from trainer.weights.original_names import PARTS, places_of
+    from trainer.weights.original_names import PARTS, Part, places_of
 
     prediction = "velocity" if family == "sd2" else "epsilon"
     configs = published_configs(family, prediction)
-    parts = {
+    parts: dict[Part, Random] = {
         part: Random({place.name: place.shape for place in places_of(family, part, configs[part])})
         for part in PARTS[family]
     }
