@@ -51,7 +51,7 @@ def run_folder_of(recipe: Recipe) -> RunFolder:
 def is_finished(recipe: Recipe) -> bool:
     """Whether the run has made all the steps that its recipe asked for."""
     folder = run_folder_of(recipe)
-    result = folder.result.with_suffix("") if recipe.export.layout == "peft" else folder.result
+    result = recipe.export.result(folder.result)
     return result.exists() and read_recipe(folder.recipe).steps >= recipe.steps
 
 

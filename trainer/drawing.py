@@ -48,7 +48,7 @@ def open_for_drawing(source: Path, base: str, strength: float) -> tuple[Diffusio
     model = recipe.model.load(recipe.precision, pick_device())
     folder = RunFolder(source.resolve()) if source.is_dir() else RunFolder(recipe.runs / recipe.name)
     model.prediction = recipe.objective.prediction or model.prediction
-    result = folder.result.with_suffix("") if recipe.export.layout == "peft" else folder.result
+    result = recipe.export.result(folder.result)
     if result.exists():
         _attach_file(model, result, strength)
     elif (state := Checkpoints(folder, recipe.checkpoints).newest()) is not None:

@@ -14,11 +14,11 @@ from torch import Tensor
 from trainer.core.device import Precision
 from trainer.core.errors import WeightsError
 from trainer.families.clip import ClipWords, TokenLimit, join_chunks
-from trainer.families.loading import find_weights
+from trainer.families.loading import open_weights
 from trainer.families.sd1 import Sd1
 
 CPU = torch.device("cpu")
-TOKENIZER = find_weights("bundled") / "tokenizer"
+TOKENIZER = open_weights("bundled").tokenizer()
 CAPTIONS = ["", "red heart, flat style", "a " * 75, "red " * 76, "one two " * 60, "blue " * 151, "cat, dog, " * 80]
 
 

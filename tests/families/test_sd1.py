@@ -14,7 +14,7 @@ from trainer.core.device import Precision
 from trainer.core.errors import DataError, NonFiniteError, WeightsError
 from trainer.core.tensors import write_tensors
 from trainer.families.auto import Auto
-from trainer.families.loading import find_weights
+from trainer.families.loading import open_weights
 from trainer.families.sd1 import Sd1
 from trainer.weights.base_loras import BaseLora
 
@@ -114,14 +114,14 @@ def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
         ("owner/model-that-is-not-here", "no folder 'owner/model-that-is-not-here'"),
     ):
         with pytest.raises(WeightsError, match=says):
-            find_weights(weights)
+            open_weights(weights)
 
 
 def test_pickles_are_refused_unopened(model_copy: Path, tmp_path: Path) -> None:
     armed = tmp_path / "model.ckpt"
     armed.write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
     with pytest.raises(WeightsError, match="can run code"):
-        find_weights(str(armed))
+        open_weights(str(armed))
     weights = model_copy / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".BIN"))
     with pytest.raises(WeightsError, match="can run code"):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import override
 
-from trainer.converting.opened_base import OpenedBase, as_ours, as_stored, rows_of
+from trainer.converting.opened_base import OpenedBase
 from trainer.core.errors import RecipeError, WeightsError
 from trainer.core.progress import Phases
 from trainer.core.tensor_files import TensorFile, planned, write_tensor_file
@@ -101,11 +101,11 @@ class _File:
         for name in self.names.get(key, ()):
             if name in self.merged.acting:
                 place, where = self.merged.base.places[name]
-                rows = rows_of(place, where) or slice(None)
+                rows = where.rows(place) or slice(None)
                 part = stored[rows]
                 layer = name.removesuffix(".weight")
-                changed = merged_weight(layer, as_ours(part, place, where), self.merged.acting[name], found.dtype)
-                found[rows] = as_stored(changed, where, part.shape)
+                changed = merged_weight(layer, where.as_ours(part, place), self.merged.acting[name], found.dtype)
+                found[rows] = where.as_stored(changed, part.shape)
         return found
 
     def plan_of(self, key: str) -> TensorFacts:

@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
-import torch
 from torch import Tensor
 from typing_extensions import Self, override
 
@@ -17,7 +16,7 @@ from trainer.families.stored_parts import Stored, StoredWeights
 from trainer.weights.metadata import KnownFamily
 from trainer.weights.opening import NAMINGS
 from trainer.weights.original_names import PARTS, places_of
-from trainer.weights.places import STACKED, Place
+from trainer.weights.places import Place
 from trainer.weights.stored_model import StoredModel
 
 
@@ -67,8 +66,8 @@ class OpenedBase(StoredModel):
         place, stored = self.places[name]
         if stored.file not in self._files:
             self._files[stored.file] = self._closing.enter_context(TensorFile(stored.file))
-        tensor = self._files[stored.file].read(stored.key, rows=rows_of(place, stored))
-        return as_ours(tensor, place, stored)
+        tensor = self._files[stored.file].read(stored.key, rows=stored.rows(place))
+        return stored.as_ours(tensor, place)
 
     def weight_of(self, layer: str) -> Tensor:
         """The weight of a layer, by its canonical name, in the format on disk.
@@ -97,21 +96,3 @@ class OpenedBase(StoredModel):
                 where=", ".join(map(str, adapters)),
                 mend="Name the base model that they were trained on.",
             )
-
-
-def rows_of(place: Place, stored: Stored) -> slice | None:
-    """Which rows of the stored tensor are ours, where it is three of ours."""
-    if stored.form not in STACKED:
-        return None
-    first = STACKED.index(stored.form) * place.shape[0]
-    return slice(first, first + place.shape[0])
-
-
-def as_ours(tensor: Tensor, place: Place, stored: Stored) -> Tensor:
-    """A stored tensor, or its rows, in the shape that diffusers has."""
-    return tensor.t().contiguous() if stored.form == "transposed" else tensor.reshape(place.shape)
-
-
-def as_stored(tensor: Tensor, stored: Stored, shape: torch.Size) -> Tensor:
-    """The inverse of `as_ours`, in the `shape` of the stored tensor or of its rows."""
-    return tensor.t().contiguous() if stored.form == "transposed" else tensor.reshape(shape)

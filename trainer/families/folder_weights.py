@@ -6,8 +6,7 @@ from typing import Any, Literal
 from typing_extensions import override
 
 from trainer.core.errors import WeightsError
-from trainer.families.folder_files import read_json as read_json
-from trainer.families.folder_files import stored_tensors
+from trainer.families.folder_files import read_json, stored_tensors
 from trainer.families.model_facts import precision_of, prediction_in
 from trainer.families.source import ModelFacts, Part
 from trainer.families.stored_parts import StoredPart, StoredWeights

@@ -5,7 +5,6 @@ from typing import Final
 
 from trainer.core.errors import WeightsError
 from trainer.core.tensors import is_pickle, refused_pickle
-from trainer.families.folder_files import read_json as read_json
 from trainer.families.folder_weights import FolderWeights
 from trainer.families.hub import from_hub, is_hub_name
 from trainer.families.published import published_configs
@@ -32,16 +31,6 @@ def open_weights(weights: str, vae: str | None = None) -> StoredWeights:
     if vae is not None:
         source.parts["vae"] = _open_vae(vae, source)
     return source
-
-
-def find_weights(weights: str) -> Path:
-    """The folder or file that `weights` names.
-
-    Raises:
-        WeightsError: there is no such thing, or it is of a kind that is not read.
-    """
-    path, _ = _find(weights, "model.weights")
-    return path if path.is_file() else _whole(path)
 
 
 def _open_vae(vae: str, source: StoredWeights) -> StoredPart:

@@ -25,7 +25,7 @@ from trainer.objective.predictions import AnyPrediction, Epsilon, Sample, Veloci
 from trainer.objective.schedules import DiscreteSchedule
 from trainer.weights.base_loras import BaseLora
 from trainer.weights.metadata import KnownFamily
-from trainer.weights.names import SD_NAMES, SDXL_NAMES, Naming
+from trainer.weights.opening import NAMINGS
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -41,8 +41,6 @@ _CLIP = r"(?:text_model\.)?encoder\.layers\.\d+\.(?:self_attn\.(?:[qkv]|out)_pro
 
 _PREDICTIONS: Mapping[str, AnyPrediction] = {"epsilon": Epsilon(), "velocity": Velocity(), "sample": Sample()}
 _WORDS = {"epsilon": "epsilon", "velocity": "v_prediction", "sample": "sample"}  # as schedulers call them
-
-_NAMES: Mapping[KnownFamily, Naming] = {"sd1": SD_NAMES, "sd2": SD_NAMES, "sdxl": SDXL_NAMES}
 
 ENCODING_VERSION = 2  # counts up when a change here changes what a cache would hold
 
@@ -104,7 +102,7 @@ class StableDiffusionFamily(StableDiffusionSettings):
         # every family's kind is its name
         check_facts(source, cast("KnownFamily", self.kind), self.prediction, zero_terminal_snr=self.zero_terminal_snr)
         if self.loras:
-            source = MergedWeights(source, self.loras, _NAMES[source.facts.family])
+            source = MergedWeights(source, self.loras, NAMINGS[source.facts.family])
         check_parts(source, own_vae=self.vae is None)
         source.check()
         for tokenizer in self.tokenizers:

@@ -45,6 +45,21 @@ class Stored:
     facts: TensorFacts
     form: Form = "same"
 
+    def rows(self, place: Place) -> slice | None:
+        """Which rows of what lies there belong to `place`, where it is three of ours; None: all."""
+        if self.form not in STACKED:
+            return None
+        first = STACKED.index(self.form) * place.shape[0]
+        return slice(first, first + place.shape[0])
+
+    def as_ours(self, tensor: Tensor, place: Place) -> Tensor:
+        """What was read of it, in the shape that diffusers has."""
+        return tensor.t().contiguous() if self.form == "transposed" else tensor.reshape(place.shape)
+
+    def as_stored(self, tensor: Tensor, shape: torch.Size) -> Tensor:
+        """The inverse of `as_ours`, in the `shape` of what was read."""
+        return tensor.t().contiguous() if self.form == "transposed" else tensor.reshape(shape)
+
 
 class StoredPart:
     """One network on disk."""
@@ -114,7 +129,7 @@ class StoredPart:
                 if stored.form == "transposed":
                     digest.update(bytes_of(files[stored.file].read(stored.key).t().contiguous()))
                 else:
-                    for piece in files[stored.file].pieces(stored.key, _rows(place, stored)):
+                    for piece in files[stored.file].pieces(stored.key, stored.rows(place)):
                         digest.update(piece)
         return digest.hexdigest()
 
@@ -147,8 +162,7 @@ class StoredPart:
             files = self._open(stack)
             for place in order:
                 stored = self.tensors[place.name]
-                tensor = files[stored.file].read(stored.key, dtype, _rows(place, stored))
-                tensor = tensor.t().contiguous() if stored.form == "transposed" else tensor.reshape(place.shape)
+                tensor = stored.as_ours(files[stored.file].read(stored.key, dtype, stored.rows(place)), place)
                 if not is_finite(tensor):
                     raise _not_finite(stored, dtype)
                 yield place.name, tensor
@@ -220,14 +234,6 @@ def digest_of_folder(folder: Path) -> str:
         if file.suffix in {".json", ".txt"}:
             digest.update(f"{file.name}:{file.stat().st_size}\n".encode() + file.read_bytes())
     return digest.hexdigest()
-
-
-def _rows(place: Place, stored: Stored) -> slice | None:
-    """Which rows of the stored tensor are ours, where it is three of ours."""
-    if stored.form not in STACKED:
-        return None
-    first = STACKED.index(stored.form) * place.shape[0]
-    return slice(first, first + place.shape[0])
 
 
 def _without_ones(shape: tuple[int, ...]) -> tuple[int, ...]:

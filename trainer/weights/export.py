@@ -37,6 +37,10 @@ class ExportSettings(Settings):
     thumbnail: bool = False
     """Whether the file carries a small picture of what it does: the first prompt of the last previews."""
 
+    def result(self, path: Path) -> Path:
+        """What is written where `path` is asked for: the file, or peft's folder of the same name without its suffix."""
+        return path.with_suffix("") if self.layout == "peft" and path.suffix == ".safetensors" else path
+
 
 def export(path: Path, state: AdapterState, naming: Naming, facts: TrainingFacts, settings: ExportSettings) -> Path:
     """Write an adapter with what its training may say of it.
@@ -73,7 +77,7 @@ def export_adapter(
     dtype = settings.precision.dtype
     kept = {key: text for key, text in metadata.items() if not key.startswith("sshs_") and key != ADAPTER_METADATA}
     if settings.layout == "peft":
-        folder = path.with_suffix("") if path.suffix == ".safetensors" else path
+        folder = settings.result(path)
         pieces = to_peft(state, naming, dtype)
         for piece in pieces.values():
             _check_finite(piece.tensors, settings.precision)
