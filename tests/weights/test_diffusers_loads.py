@@ -250,6 +250,39 @@ def test_peft_loads_every_layer_right(
         )
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
+@pytest.mark.parametrize("family", ["sd1", "sd2"])
+def test_lycoris_loads_every_layer_right(
+    tmp_path: Path,
+    a_pipeline: Pipelines,
+    some_facts: TrainingFacts,
+    monkeypatch: pytest.MonkeyPatch,
+    family: str,
+    kind: str,
+) -> None:
+    """LyCORIS loads with its own modules what sd-scripts trains; the web UIs' loaders were written after them."""
+    kohya: Any = pytest.importorskip("lycoris.kohya")
+    for targets in ("UNET_TARGET_REPLACE_MODULE", "UNET_TARGET_REPLACE_NAME", "TEXT_ENCODER_TARGET_REPLACE_MODULE"):
+        monkeypatch.setattr(kohya.LycorisNetworkKohya, targets, [])  # it would make new layers for these first
+    pipeline, naming = a_pipeline(family), NAMINGS[family]
+    weights = weights_of(pipeline, naming)
+    state = adapter_for(weights, kind)
+    file = tmp_path / "blob.safetensors"
+    export(file, state, naming, some_facts, ExportSettings())
+    encoder = nn.ModuleDict({"text_model": pipeline.text_encoder})  # as transformers before version 5 names its layers
+    network, _ = kohya.create_network_from_weights(1.0, str(file), None, encoder, pipeline.unet)
+    found: dict[str, Tensor] = {}
+    layers = {naming.to_kohya(layer): layer for layer in weights}
+    for module in network.unet_loras + network.text_encoder_loras:
+        layer = layers[module.lora_name]
+        base = weights[layer]
+        if kind == "dora":
+            found[layer] = module.get_merged_weight(1.0, shape=base.shape)[0].detach() - base
+        else:
+            found[layer] = module.get_diff_weight(1.0, shape=base.shape)[0].detach().reshape(base.shape)
+    assert worst(found, state, weights) <= 1e-5
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_diffusers_saves_is_what_we_read(
     tmp_path: Path, a_pipeline: Pipelines, some_facts: TrainingFacts, family: str
