@@ -24,6 +24,10 @@ class Conditioning:
         pooled = None if self.pooled is None else self.pooled.to(device)
         return replace(self, tokens=self.tokens.to(device), pooled=pooled)
 
+    def take(self, rows: Tensor) -> Self:
+        """The captions `rows` [N], int64 on the same device."""
+        return replace(self, tokens=self.tokens[rows], pooled=None if self.pooled is None else self.pooled[rows])
+
     def rows(self) -> list[Self]:
         """Each of the B captions by itself, [1 T D]."""
         pooled = [None] * len(self.tokens) if self.pooled is None else self.pooled.split(1)
@@ -83,6 +87,10 @@ class Geometry:
             self, original=self.original.to(device), crop=self.crop.to(device), target=self.target.to(device)
         )
 
+    def take(self, rows: Tensor) -> Self:
+        """The pictures `rows` [N], int64 on the same device."""
+        return replace(self, original=self.original[rows], crop=self.crop[rows], target=self.target[rows])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
@@ -101,6 +109,7 @@ class Batch:
     total: int  # examples in the whole batch over all processes, without filling
     keys: tuple[str, ...]  # content keys of the pictures, for messages
     mask: Tensor | None = None  # [B 1 h w] float32 in 0 .. 1, how much each place counts; a row's sum is positive
+    from_base: tuple[int, ...] = ()  # rows, rising, whose target is the base model's own answer
 
     def __len__(self) -> int:
         """The number of examples in this process's part."""
@@ -114,3 +123,19 @@ class Batch:
             if isinstance(value := getattr(self, field.name), (Tensor, Conditioning, Geometry))
         }
         return replace(self, **moved)
+
+    def take(self, rows: Sequence[int]) -> Self:
+        """These examples alone, in this order; their numbers still belong to the whole batch."""
+        index = torch.tensor(rows, dtype=torch.int64, device=self.latents.device)
+        words = self.words
+        return replace(
+            self,
+            slots=tuple(self.slots[row] for row in rows),
+            latents=self.latents[index],
+            words=words.take(index) if isinstance(words, Conditioning) else tuple(words[row] for row in rows),
+            geometry=self.geometry.take(index),
+            weight=self.weight[index],
+            keys=tuple(self.keys[row] for row in rows),
+            mask=None if self.mask is None else self.mask[index],
+            from_base=tuple(place for place, row in enumerate(rows) if row in self.from_base),
+        )

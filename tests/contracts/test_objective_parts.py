@@ -9,15 +9,16 @@ from pydantic import TypeAdapter, ValidationError
 from trainer.core.seeds import Seeds
 from trainer.core.settings import Settings
 from trainer.objective.distances import AnyDistance
-from trainer.objective.noises import AnyNoise, Noise
+from trainer.objective.noises import AnyNoise, Noise, Offset
 from trainer.objective.predictions import AnyPrediction
 from trainer.objective.timesteps import AnyTimesteps, Timesteps
 from trainer.objective.weightings import AnyWeighting
 
 UNIONS = [AnyTimesteps, AnyNoise, AnyPrediction, AnyWeighting, AnyDistance]
 MEMBERS = [(union, member) for union in UNIONS for member in get_args(get_args(union)[0])]
-TIMESTEPS = [member() for member in get_args(get_args(AnyTimesteps)[0])]
-NOISES = [member() for member in get_args(get_args(AnyNoise)[0])]
+LAWS = get_args(get_args(AnyTimesteps)[0])
+TIMESTEPS = [member() for member in LAWS] + [member(spread=3, shift=2.0) for member in LAWS]
+NOISES = [*(member() for member in get_args(get_args(AnyNoise)[0])), Offset(random_strength=True)]
 
 
 def kind(member: object) -> str:

@@ -8,19 +8,27 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from trainer.core.errors import CheckpointError
+from trainer.core.errors import CheckpointError, NonFiniteError
 from trainer.core.tensors import read_tensors, write_tensors
 from trainer.optim.groups import ParameterGroup
-from trainer.optim.optimizers import AdamW, AdamW8bit, AnyOptimizer, OptimizerSettings
+from trainer.optim.optimizers import Adafactor, AdamW, AdamW8bit, AnyOptimizer, OptimizerSettings, Prodigy
 from trainer.optim.rates import AnyRate, Cosine, Rate
 from trainer.optim.state import pack, unpack
 
-OPTIMIZERS = [member(rate=1e-2) for member in get_args(get_args(AnyOptimizer)[0])]
+KINDS = get_args(get_args(AnyOptimizer)[0])
+# Prodigy has one rate for all, and that is a factor
+OPTIMIZERS = [member(d0=1e-3) if member is Prodigy else member(rate=1e-2) for member in KINDS]
+VARIANTS = [
+    Adafactor(rate=1e-2, beta1=0.9, scale_parameter=True),
+    Adafactor(relative_step=True, warmup_init=True),
+    Prodigy(growth_rate=1.02, slice_p=11, use_bias_correction=False, safeguard_warmup=False),
+]
 RATES = list(get_args(get_args(AnyRate)[0]))
 # below and above bitsandbytes' border of 4096 numbers, no multiple of its block of 256, 4-D, and one that never learns
 SHAPES = [(8, 16), (70, 100), (16, 32, 3, 3), (5,), (64, 65)]
@@ -42,8 +50,12 @@ def parameters(dtype: torch.dtype = torch.float32) -> list[Parameter]:
     return made
 
 
-def groups(weights: Sequence[Parameter]) -> list[ParameterGroup]:
-    return [ParameterGroup("unet", weights[:3]), ParameterGroup("text_encoder", weights[3:], rate=5e-3)]
+def groups(weights: Sequence[Parameter], rate: float | None = None) -> list[ParameterGroup]:
+    return [ParameterGroup("unet", weights[:3]), ParameterGroup("text_encoder", weights[3:], rate=rate)]
+
+
+def own_rate(settings: OptimizerSettings) -> float | None:
+    return None if isinstance(settings, Prodigy) else 5e-3
 
 
 def step(optimizer: Optimizer, weights: Sequence[Parameter], number: int) -> None:
@@ -55,7 +67,7 @@ def step(optimizer: Optimizer, weights: Sequence[Parameter], number: int) -> Non
 
 
 def started(settings: OptimizerSettings, weights: Sequence[Parameter]) -> tuple[Optimizer, LambdaLR]:
-    optimizer = settings.build(groups(weights))
+    optimizer = settings.build(groups(weights, own_rate(settings)))
     return optimizer, LambdaLR(optimizer, lambda done: Cosine(warmup=2).factor(done, 9))
 
 
@@ -66,9 +78,10 @@ def through_a_file(folder: Path, packed: tuple[dict[str, Tensor], dict[str, Any]
 
 @pytest.mark.parametrize("settings", OPTIMIZERS, ids=kind)
 def test_groups_keep_their_names_order_and_rates(settings: OptimizerSettings) -> None:
-    optimizer = settings.build(groups(parameters()))
+    rate = own_rate(settings)
+    optimizer = settings.build(groups(parameters(), rate))
     assert [group["name"] for group in optimizer.param_groups] == ["unet", "text_encoder"]
-    assert [group["lr"] for group in optimizer.param_groups] == [1e-2, 5e-3]
+    assert [group["lr"] for group in optimizer.param_groups] == [settings.rate, rate or settings.rate]
     assert [len(group["params"]) for group in optimizer.param_groups] == [3, 2]
     assert not optimizer.state
 
@@ -76,15 +89,16 @@ def test_groups_keep_their_names_order_and_rates(settings: OptimizerSettings) ->
 @pytest.mark.parametrize("settings", OPTIMIZERS, ids=kind)
 def test_it_walks_downhill(settings: OptimizerSettings) -> None:
     weight = Parameter(torch.full((80, 80), 3.0))
-    optimizer = settings.model_copy(update={"rate": 0.1}).build([ParameterGroup("all", [weight])])
-    for _ in range(60):
+    faster = settings if isinstance(settings, Prodigy) else settings.model_copy(update={"rate": 0.1})
+    optimizer = faster.build([ParameterGroup("all", [weight])])
+    for _ in range(200 if isinstance(settings, Prodigy) else 60):  # it has to find a rate first
         optimizer.zero_grad()
         (weight - 1).square().sum().backward()
         optimizer.step()
     assert (weight - 1).abs().max().item() < 0.2
 
 
-@pytest.mark.parametrize("settings", OPTIMIZERS, ids=kind)
+@pytest.mark.parametrize("settings", [*OPTIMIZERS, *VARIANTS], ids=kind)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("stop", [0, 1, 4])
 def test_packed_and_unpacked_it_goes_on_bit_for_bit(
@@ -150,7 +164,9 @@ def test_a_packed_state_is_a_copy(settings: OptimizerSettings) -> None:
 
 
 @pytest.mark.parametrize("settings", OPTIMIZERS, ids=kind)
-@pytest.mark.parametrize("damage", ["missing", "extra", "shape", "dtype", "format", "optimizer", "groups", "state"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "extra", "shape", "dtype", "finite", "format", "optimizer", "groups", "state"]
+)
 def test_a_damaged_state_is_refused_and_changes_nothing(settings: OptimizerSettings, damage: str) -> None:
     weights = parameters()
     optimizer = settings.build(groups(weights))
@@ -165,6 +181,9 @@ def test_a_damaged_state_is_refused_and_changes_nothing(settings: OptimizerSetti
         tensors[name] = tensors[name].flatten()[1:]
     elif damage == "dtype":
         tensors[name] = tensors[name].double()
+    elif damage == "finite":
+        name = next(name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.numel() > 1)
+        tensors[name].view(-1)[0] = float("nan")
     elif damage == "state":
         facts["state"] = {"riddle": []}
     else:
@@ -181,9 +200,22 @@ def test_a_state_for_other_parameters_is_refused(settings: OptimizerSettings) ->
     optimizer = settings.build(groups(weights))
     step(optimizer, weights, 0)
     tensors, facts = pack(optimizer)
-    others = [ParameterGroup("unet", weights[:2]), ParameterGroup("text_encoder", weights[2:], rate=5e-3)]
+    others = [ParameterGroup("unet", weights[:2]), ParameterGroup("text_encoder", weights[2:])]
     with pytest.raises(CheckpointError, match="parameters"):
         unpack(settings.build(others), tensors, facts)
+
+
+@pytest.mark.parametrize("settings", OPTIMIZERS, ids=kind)
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_spoiled_state_is_never_written(settings: OptimizerSettings, number: float) -> None:
+    weights = parameters()
+    optimizer = settings.build(groups(weights))
+    step(optimizer, weights, 0)
+    state = next(iter(optimizer.state.values()))
+    tensor = next(one for one in state.values() if torch.is_tensor(one) and one.dim() and one.is_floating_point())
+    tensor.view(-1)[3] = number
+    with pytest.raises(NonFiniteError, match="not finite"):
+        pack(optimizer)
 
 
 def test_a_state_of_another_optimiser_is_refused() -> None:
@@ -201,6 +233,16 @@ def test_eight_bits_keep_large_tensors_in_bytes_and_small_ones_whole() -> None:
     dtypes = {tuple(weight.shape): state["state1"].dtype for weight, state in optimizer.state.items()}
     assert dtypes[8, 16] == torch.float32
     assert dtypes[70, 100] == torch.uint8
+
+
+@pytest.mark.parametrize("member", KINDS, ids=lambda member: member.__name__)
+def test_every_optimiser_is_found_by_its_kind_and_has_a_rate_that_suits_it(member: type[OptimizerSettings]) -> None:
+    word = member.model_fields["kind"].default
+    adapter: TypeAdapter[OptimizerSettings] = TypeAdapter(AnyOptimizer)
+    assert adapter.validate_python({"kind": word}) == member()
+    assert adapter.validate_json(member().model_dump_json()) == member()
+    assert member.model_fields["rate"].description
+    member().check(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("member", RATES, ids=lambda member: member.__name__)

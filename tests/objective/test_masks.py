@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from trainer.batch import Batch, Conditioning, Geometry
 from trainer.core.seeds import Seeds
 from trainer.objective.distances import AnyDistance, Distance, Mse
+from trainer.objective.moments import Moments
 from trainer.objective.objective import Loss, Objective
 from trainer.objective.predictions import Velocity
 from trainer.objective.schedules import DiscreteSchedule
@@ -65,23 +66,28 @@ def loss_and_gradient(batch: Batch, objective: Objective) -> tuple[Loss, Tensor]
     return loss, gradient
 
 
+def when(count: int) -> Moments:
+    t = torch.linspace(0.1, 0.9, count)
+    return Moments(t=t, a=(1 - t).sqrt(), s=t.sqrt())
+
+
 @pytest.mark.parametrize("distance", DISTANCES, ids=kind)
 def test_a_masked_distance_is_the_mean_over_the_masked_area(distance: Distance) -> None:
     predicted, target, mask = numbers(2, 4, 5, 7), numbers(2, 4, 5, 7, seed=5), soft_mask(2, 1, 5, 7)
-    errors = distance.errors(predicted, target)
+    errors = distance.errors(predicted, target, when(2))
     expected = (mask * errors).sum((1, 2, 3)) / (4 * mask.sum((1, 2, 3)))
-    assert_close(distance.measure(predicted, target, mask), expected)
+    assert_close(distance.measure(predicted, target, when(2), mask), expected)
 
 
 @pytest.mark.parametrize("distance", DISTANCES, ids=kind)
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (12, 20), (7, 7), (1, 3)])  # 1/49 is no exact number
 def test_a_mask_of_ones_is_no_mask_bit_for_bit(distance: Distance, height: int, width: int) -> None:
     predicted, target = numbers(3, 4, height, width), numbers(3, 4, height, width, seed=5)
-    plain = distance.measure(predicted, target)
-    assert torch.equal(distance.measure(predicted, target, torch.ones(3, 1, height, width)), plain)
+    plain = distance.measure(predicted, target, when(3))
+    assert torch.equal(distance.measure(predicted, target, when(3), torch.ones(3, 1, height, width)), plain)
     mixed = soft_mask(3, 1, height, width)
     mixed[1] = 1
-    measured = distance.measure(predicted, target, mixed)
+    measured = distance.measure(predicted, target, when(3), mixed)
     assert torch.equal(measured[1], plain[1])
     assert not torch.equal(measured[0], plain[0])
 
@@ -95,17 +101,18 @@ def test_a_box_costs_what_its_part_would_cost_alone(
     box = (..., slice(top, top + height), slice(left, left + width))
     mask = torch.zeros(2, 1, 6, 9)
     mask[box] = 1
-    assert_close(distance.measure(predicted, target, mask), distance.measure(predicted[box], target[box]))
+    whole = distance.measure(predicted, target, when(2), mask)
+    assert_close(whole, distance.measure(predicted[box], target[box], when(2)))
 
 
 @pytest.mark.parametrize("distance", DISTANCES, ids=kind)
 def test_only_the_proportions_of_a_mask_matter(distance: Distance) -> None:
     """Half as white everywhere, or all of it twice as large: the same loss."""
     predicted, target, mask = numbers(2, 4, 5, 7), numbers(2, 4, 5, 7, seed=5), soft_mask(2, 1, 5, 7)
-    loss = distance.measure(predicted, target, mask)
-    assert_close(distance.measure(predicted, target, mask / 2), loss)
-    doubled = [tensor.repeat_interleave(2, 2).repeat_interleave(2, 3) for tensor in (predicted, target, mask)]
-    assert_close(distance.measure(*doubled), loss)
+    loss = distance.measure(predicted, target, when(2), mask)
+    assert_close(distance.measure(predicted, target, when(2), mask / 2), loss)
+    one, other, its_mask = (part.repeat_interleave(2, 2).repeat_interleave(2, 3) for part in (predicted, target, mask))
+    assert_close(distance.measure(one, other, when(2), its_mask), loss)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -167,7 +174,7 @@ def test_more_than_all_or_less_than_nothing_is_refused(unmasked: float) -> None:
 def test_a_mask_without_any_place_does_not_pass_for_a_number() -> None:
     """Such a mask breaks the contract, and must stop the run rather than count as no loss."""
     none = torch.zeros(1, 1, 2, 2)
-    assert Mse().measure(torch.ones(1, 4, 2, 2), torch.zeros(1, 4, 2, 2), none).isnan().all()
+    assert Mse().measure(torch.ones(1, 4, 2, 2), torch.zeros(1, 4, 2, 2), when(1), none).isnan().all()
 
 
 def test_masks_move_with_their_batch() -> None:

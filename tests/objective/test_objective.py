@@ -148,6 +148,69 @@ def test_the_loss_is_single_precision_whatever_comes_in() -> None:
     assert not loss.per_example.requires_grad
 
 
+@pytest.mark.parametrize("prediction", [Epsilon(), Velocity()], ids=lambda one: one.kind)
+def test_a_perturbed_input_is_noisier_and_has_the_same_target(prediction: Epsilon | Velocity) -> None:
+    """Ning et al. 2023: x_t from eps + gamma xi, while eps is to be found."""
+    batch, seen = a_batch([0, 1]), list[Tensor]()
+
+    def predict(noisy: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        seen.append(noisy)
+        return 0 * noisy
+
+    plain = Objective()(predict, batch, SCHEDULE, prediction, SEEDS)
+    perturbed = Objective(perturbation=0.1)(predict, batch, SCHEDULE, prediction, SEEDS)
+    assert torch.equal(plain.per_example, perturbed.per_example)  # a network that says nothing is as wrong
+    more = (seen[1] - seen[0]) / SCHEDULE.at(plain.t)[1][:, None, None, None]
+    xi = SEEDS.normal("perturbation", 4, batch.slots, (4, 8, 8))
+    assert_close(more, 0.1 * xi, atol=1e-5, rtol=1e-4)
+    noise = SEEDS.normal("noise", 4, batch.slots, (4, 8, 8))
+    assert abs((noise * xi).mean().item()) < 0.15  # another draw
+
+
+def test_what_is_drawn_beforehand_gives_the_same_loss() -> None:
+    """Whoever draws ahead of the step must not be able to move a bit."""
+    objective, batch = Objective(weighting=MinSnr(), perturbation=0.1), a_batch([0, 1])
+    drawn = objective.draw(batch, SCHEDULE, Velocity(), SEEDS)
+    assert drawn.weight.device.type == drawn.noise.device.type == "cpu"
+    network = a_network(torch.tensor(0.5))
+    at_once = objective(network, batch, SCHEDULE, Velocity(), SEEDS)
+    ahead = objective.loss(network, batch, drawn.to(torch.device("cpu")), Velocity())
+    assert torch.equal(at_once.value, ahead.value)
+    moved = drawn.to(torch.device("meta"))
+    assert {moved.noise.device.type, moved.mixed_in.device.type, moved.moments.s.device.type} == {"meta"}
+    plain = Objective().draw(batch, SCHEDULE, Velocity(), SEEDS).to(torch.device("meta"))
+    assert plain.mixed_in is plain.noise  # crosses once
+
+
+PARTS = [
+    *({"weighting": {"kind": word}} for word in ("flat", "noise_error", "min_snr", "soft_min_snr", "debiased", "p2")),
+    *({"distance": {"kind": word}} for word in ("mse", "l1")),
+    *(
+        {"distance": {"kind": word, "schedule": schedule}}
+        for word in ("huber", "smooth_l1")
+        for schedule in ("constant", "exponential", "snr")
+    ),
+    {"noise": {"kind": "offset", "random_strength": True}},
+    {"noise": {"kind": "pyramid"}},
+    {"perturbation": 0.1},
+]
+
+
+@pytest.mark.parametrize("part", PARTS, ids=str)
+@pytest.mark.parametrize("prediction", [Velocity(), Sample(), Epsilon()], ids=lambda one: one.kind)
+def test_the_last_step_of_pure_noise_has_a_finite_loss_and_gradient(part: dict[str, Any], prediction: Any) -> None:
+    schedule = DiscreteSchedule.from_scheduler_config({**CONFIG, "rescale_betas_zero_snr": True})
+    scale = torch.tensor(0.5, requires_grad=True)
+    objective = Objective.model_validate({"timesteps": {"kind": "uniform", "low": 0.9995}, **part})
+    loss = objective(a_network(scale), a_batch([0, 1]), schedule, prediction, SEEDS)
+    assert schedule.index(loss.t).tolist() == [999, 999]
+    assert schedule.snr(loss.t).tolist() == [0, 0]
+    loss.value.backward()
+    assert torch.isfinite(loss.per_example).all()
+    assert scale.grad is not None
+    assert torch.isfinite(scale.grad)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -119,6 +119,7 @@ def _of_recipe(path: Path, overrides: Sequence[str]) -> _Patient:
         what = f"The base model cannot be opened, so tokens are not counted: {error.what}"
         patient.findings.append(Finding(kind="no-model", level="warning", what=what, mend=error.mend or ""))
         return patient
+    model.vocabulary.add(recipe.adapter.new_words)
     patient.model = ModelFacts(
         scale=model.latent.scale,
         token_limit=model.token_limit,

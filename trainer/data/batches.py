@@ -96,6 +96,10 @@ class DataSettings(Settings):
         own = self.parts[example.source].flip
         return self.flip if own is None else own
 
+    def asks_base(self, example: Example) -> bool:
+        """Whether this picture's target is the base model's own answer."""
+        return self.parts[example.source].target == "base"
+
     def resolution_of(self, source: int) -> int:
         """The resolution of part number `source`."""
         return self.parts[source].resolution or self.resolution
@@ -186,6 +190,11 @@ class CachedBatches:
         """How many batches show every picture as often as its repeats say."""
         return self._sampler.batches_per_epoch
 
+    @property
+    def largest(self) -> int:
+        """The number of a batch that needs the most memory."""
+        return self._sampler.largest([bucket.width * bucket.height for bucket in self._buckets.shapes])
+
     def starting_at(self, number: int) -> Iterator[Batch]:
         """Batch `number` of the run and all that follow; there is no end."""
         while True:
@@ -222,6 +231,7 @@ class CachedBatches:
             total=plan.total,
             keys=tuple(example.key for example in examples),
             mask=_masks(rows),
+            from_base=tuple(row for row, example in enumerate(examples) if self.settings.asks_base(example)),
         )
 
     def _cut(self, example: Example, bucket: Bucket, number: int, slot: int) -> Cut:

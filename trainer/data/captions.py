@@ -109,13 +109,18 @@ def is_dropped(rules: CaptionRules, seeds: Seeds, number: int, slot: int, epoch:
 
 def captions_needed(examples: Iterable[Example], rules_of: Callable[[Example], CaptionRules], seeds: Seeds) -> set[str]:
     """Every text that a run of any length can ask for: the variants, and those of the warm-up's epochs."""
-    needed: set[str] = set()
+    return set(needed_captions(examples, rules_of, seeds))
+
+
+def needed_captions(
+    examples: Iterable[Example], rules_of: Callable[[Example], CaptionRules], seeds: Seeds
+) -> Iterator[str]:
+    """The same one by one, many of them several times."""
     for example in examples:
         rules = rules_of(example)
-        needed.update(_texts(example, rules, seeds))
+        yield from _texts(example, rules, seeds)
         if rules.drops_words:
-            needed.add(NO_WORDS)
-    return needed
+            yield NO_WORDS
 
 
 def has_trigger(caption: str, trigger: str) -> bool:

@@ -75,6 +75,16 @@ class BucketSampler:
         """How many batches it takes to show every example as often as its repeats; the same in every epoch."""
         return int(self._firsts[-1])
 
+    def largest(self, sizes: Sequence[int]) -> int:
+        """The number of a batch in the first epoch that weighs the most.
+
+        Args:
+            sizes: what an example of each bucket weighs, by the bucket's number.
+        """
+        filled = np.minimum(np.diff(self._starts), self._whole)
+        heaviest = int(np.argmax(filled * np.asarray(sizes)[self._numbers]))
+        return int(np.flatnonzero(self._order(0).batches == self._firsts[heaviest])[0])
+
     def batch(self, number: int) -> BatchPlan:
         """This process's part of the run's batch `number`."""
         epoch, place = divmod(number, self.batches_per_epoch)

@@ -43,16 +43,22 @@ class Gaussian(Noise):
 class Offset(Noise):
     """Gaussian noise plus one number a channel, so that whole pictures can become darker or lighter than usual.
 
-    The variance of a number is 1 + strength^2. Source: Guttenberg 2023, "Diffusion with Offset Noise", Cross Labs.
+    The variance of a number is 1 + strength^2, or 1 + strength^2 / 3 where the strength is drawn. Source: Guttenberg
+    2023, "Diffusion with Offset Noise", Cross Labs.
     """
 
     kind: Literal["offset"] = "offset"
     strength: NonNegativeFloat = 0.0357
     """How much of the constant part; 0.03 to 0.1 is usual."""
+    random_strength: bool = False
+    """Whether the strength is drawn for each picture, evenly between 0 and `strength`, so that some are left alone."""
 
     def draw(self, shape: Sequence[int], seeds: Seeds, number: int, slots: Sequence[int]) -> Tensor:
         """See `Noise.draw`."""
         constant = seeds.normal(f"{STREAM} offset", number, slots, (shape[0], 1, 1))
+        if self.random_strength:
+            share = seeds.uniforms(f"{STREAM} offset strength", number, slots).float()
+            constant = constant * share[:, None, None, None]
         return seeds.normal(STREAM, number, slots, shape) + self.strength * constant
 
 

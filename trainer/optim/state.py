@@ -1,5 +1,6 @@
 """An optimiser's whole state as plain tensors and JSON, and back, bit for bit."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from trainer.core.errors import CheckpointError
+from trainer.core.errors import CheckpointError, NonFiniteError
 
 _FORMAT = 1
 # Optimisers keep what they like in their state; JSON of any depth has no narrower type.
@@ -15,7 +16,11 @@ Json = Any
 
 
 def pack(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Json]]:
-    """All that `optimizer` knows: tensors by name, copied to the CPU, and the rest as JSON that points to them."""
+    """All that `optimizer` knows: tensors by name, copied to the CPU, and the rest as JSON that points to them.
+
+    Raises:
+        NonFiniteError: it holds a number that is NaN or infinite, so that the run cannot go on from it.
+    """
     state = optimizer.state_dict()
     tensors: dict[str, Tensor] = {}
     facts = {
@@ -25,6 +30,13 @@ def pack(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Json]]:
         "groups": _encode(state["param_groups"], "group", tensors),
         "state": _encode(state["state"], "state", tensors),
     }
+    spoiled = _spoiled(tensors)
+    if spoiled is not None:
+        raise NonFiniteError(
+            f"The optimiser's state holds a number that is not finite, in {spoiled}.",
+            where="the checkpoint that was to be written",
+            mend="Lower optimizer.rate, or choose another optimizer; earlier checkpoints are whole.",
+        )
     return tensors, facts
 
 
@@ -32,8 +44,8 @@ def unpack(optimizer: Optimizer, tensors: Mapping[str, Tensor], facts: Mapping[s
     """Give a fresh `optimizer` the state that `pack` took; it then goes on as if it had never stopped.
 
     Raises:
-        CheckpointError: a tensor is missing, left over or of another form, or the state belongs to another optimiser
-            or to other parameters. `optimizer` is then as it was.
+        CheckpointError: a tensor is missing, left over, of another form or not finite, or the state belongs to another
+            optimiser or to other parameters. `optimizer` is then as it was.
     """
     expected = {"format": _FORMAT, "optimizer": type(optimizer).__name__, "parameters": _shapes(optimizer)}
     for key, value in expected.items():
@@ -48,7 +60,51 @@ def unpack(optimizer: Optimizer, tensors: Mapping[str, Tensor], facts: Mapping[s
     unused = sorted(set(tensors) - reader.used)
     if unused:
         raise _wrong(f"it holds {len(unused)} tensors that nothing asks for, such as {unused[0]}")
+    spoiled = _spoiled(tensors)
+    if spoiled is not None:
+        raise _wrong(f"its tensor {spoiled} holds a number that is not finite")
     optimizer.load_state_dict({"state": state, "param_groups": groups})
+    _put_exactly(optimizer, state)
+
+
+def _put_exactly(optimizer: Optimizer, saved: Mapping[int, Mapping[str, Json]]) -> None:
+    """Give each state its own number format and place again, where loading has given it those of its parameter."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for place, values in saved.items():
+        state = optimizer.state[parameters[place]]
+        for key, now in list(state.items()):
+            before = _found(values, key)
+            if not isinstance(now, Tensor) or before is None:
+                continue
+            if now.dtype != before.dtype:  # torch makes all of it as coarse as the parameter
+                state[key] = now = before.to(now.device)
+            if getattr(optimizer, "is_paged", False):  # only bitsandbytes' optimisers have the word
+                state[key] = _paged(optimizer, parameters[place], now)
+
+
+def _found(values: Mapping[str, Json], key: str) -> Tensor | None:
+    """The tensor that was saved as `key`, which bitsandbytes may have put one floor deeper."""
+    inner = [value for value in values.values() if isinstance(value, dict)]
+    found = [part[key] for part in (values, *inner) if isinstance(part.get(key), Tensor)]
+    return found[0] if found else None
+
+
+def _paged(optimizer: Any, parameter: Tensor, value: Tensor) -> Tensor:  # Any: bitsandbytes comes without types
+    """`value` in memory that may leave the GPU, if bitsandbytes would have kept it there from the beginning."""
+    if not parameter.is_cuda or value.shape != parameter.shape:
+        return value
+    buffer: Tensor = optimizer.get_state_buffer(parameter, dtype=value.dtype)
+    if not hasattr(buffer, "is_paged"):  # small ones stay
+        return value
+    torch.cuda.synchronize(parameter.device)  # the processor writes where the GPU has just written zeros
+    return buffer.copy_(value)
+
+
+def _spoiled(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of a tensor that holds NaN or infinity, if there is one."""
+    return next(
+        (name for name, one in tensors.items() if one.is_floating_point() and not bool(torch.isfinite(one).all())), None
+    )
 
 
 def _shapes(optimizer: Optimizer) -> list[Json]:
@@ -75,6 +131,8 @@ def _encode(value: object, name: str, tensors: dict[str, Tensor]) -> Json:
     if isinstance(value, (list, tuple)):
         parts = [_encode(part, f"{name}.{place}", tensors) for place, part in enumerate(value)]
         return {"tuple" if isinstance(value, tuple) else "list": parts}
+    if isinstance(value, float) and math.isinf(value):
+        return {"infinite": 1 if value > 0 else -1}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise TypeError(f"{name} is a {type(value).__name__}, which no checkpoint can hold")
@@ -95,6 +153,7 @@ class _Reader:
             "dict": lambda pairs: {key: self.decode(part) for key, part in pairs},
             "list": lambda parts: [self.decode(part) for part in parts],
             "tuple": lambda parts: tuple(self.decode(part) for part in parts),
+            "infinite": lambda sign: math.inf * sign,
         }
         if "tensor" in value:
             tensor = self._tensor(value["tensor"], value["dtype"], value["shape"])

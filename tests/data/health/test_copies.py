@@ -126,3 +126,16 @@ def test_many_groups_are_one_finding(folder: Path, show: Show, scene: Scene, rep
     assert "24 files" in found["exact-copies"].what
     assert len(found["exact-copies"].groups) == 12
     assert [group.sort for group in report.copies] == ["exact"] * 12
+
+
+def test_pictures_that_the_base_is_asked_about_may_be_those_that_are_learned(
+    folder: Path, show: Show, scene: Scene, report_of: Examine
+) -> None:
+    """They stand in nobody's way; other copies are told as ever."""
+    once_more = {"path": folder, "regularisation": True}
+    assert "regularisation-copies" in told(report_of({"path": folder}, once_more))
+    assert told(report_of({"path": folder}, once_more | {"target": "base"})) == {}
+    show("learn/again.png", scene(0))
+    found = told(report_of({"path": folder}, once_more | {"target": "base"}))
+    assert set(found) == {"exact-copies"}
+    assert found["exact-copies"].where == (f"{folder}/0.png = {folder}/again.png",)

@@ -1,7 +1,7 @@
 """Pictures that are there more than once: byte for byte, nearly, or mirrored; worst where some are held out."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -55,6 +55,15 @@ def copies_of(account: Account, portraits: Portraits | None) -> list[Copies]:
         *_ordered(_grouped("near", pairs.near, same)),
         *_ordered(_grouped("mirrored", pairs.mirrored, same)),
     ]
+
+
+def among(copies: Sequence[Copies], account: Account, counts: Callable[[Example], bool]) -> list[Copies]:
+    """The groups without the pictures that do not count, as far as two or more are left of them."""
+    examples = _examples(account, copies)
+    left = [
+        replace(group, places=tuple(place for place in group.places if counts(examples[place]))) for group in copies
+    ]
+    return [group for group in left if len(group.places) > 1]
 
 
 def copy_findings(account: Account, copies: list[Copies], *, flip: bool) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from typing import Any
 from trainer.data.account import Account
 from trainer.data.batches import DataSettings
 from trainer.data.example import Progress
-from trainer.data.health.copies import Copies, copies_of, copy_findings
+from trainer.data.health.copies import Copies, among, copies_of, copy_findings
 from trainer.data.health.files import file_findings
 from trainer.data.health.findings import Finding, ModelFacts, names_of, worst_first
 from trainer.data.health.looks import look_findings
@@ -86,12 +86,14 @@ def examine(
     fitting = fit_all(account, settings, scale=model.scale, batch=batch)
     shares, counts = shares_of(account), count_buckets(account, fitting, batch)
     copies = copies_of(account, portraits)
+    # the base may well be asked about the very pictures that are learned
+    learned = among(copies, account, lambda example: not settings.asks_base(example))
     vocabulary = vocabulary_of(account, settings.rules_of)
     cut = cut_captions(account, settings.rules_of, model)
     findings = [
         *before,
         *file_findings(account, settings.on_reject),
-        *copy_findings(account, copies, flip=settings.flip),
+        *copy_findings(account, learned, flip=settings.flip),
         *overflow_findings(account, cut, model.token_limit),
         *word_findings(account, settings.rules_of),
         *(look_findings(account, portraits) if portraits is not None else ()),

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
 
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt, model_validator
+from typing_extensions import Self
 
 from trainer.core.errors import DataError
 from trainer.core.settings import Settings
@@ -15,6 +16,7 @@ from trainer.data.account import Draft
 from trainer.data.captions import CaptionRules
 
 Masks = Literal["none", "alpha", "files"]
+Target = Literal["picture", "base"]
 
 _STILL_MOVING: Final = 2_000_000_000  # nanoseconds: as long as a file system may need to give a change another time
 
@@ -88,6 +90,10 @@ class Source(Settings, ABC):
     """How much the loss of these pictures counts; for regularisation pictures, the prior-preservation weight."""
     regularisation: bool = False
     """Ordinary pictures that keep what the base knows: their captions stay as they are, without the trigger."""
+    target: Target = "picture"
+    """What the network shall answer for these pictures: what is in them (`picture`), or what the base model itself
+    answers for them (`base`), so that it stays as it is there and no class pictures are needed. The latter is for
+    regularisation pictures, which may be the training pictures once more, with captions without the trigger."""
     held_out: bool = False
     """Kept back: never trained on, there to judge by."""
     resolution: PositiveInt | None = None
@@ -99,6 +105,15 @@ class Source(Settings, ABC):
     masks: Masks = "none"
     """Which parts of a picture are learned from: all of it (`none`), what is not transparent (`alpha`), or what is
     white in a mask file beside it (`files`: NAME-masklabel.png, NAME_mask.png, NAME.mask.png, masks/NAME.png)."""
+
+    @model_validator(mode="after")
+    def _the_base_answers_for_ordinary_pictures(self) -> Self:
+        if self.target == "base" and not self.regularisation:
+            raise ValueError(
+                "target: base keeps the base model's answers, and is for sources with regularisation: true; else the "
+                "trigger would be put into their captions, and kept from meaning anything."
+            )
+        return self
 
     @property
     @abstractmethod

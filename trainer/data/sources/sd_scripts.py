@@ -141,6 +141,7 @@ class _SubsetDraft:
             repeats=source.repeats * (options.num_repeats or 1),
             weight=source.weight,
             regularisation=source.regularisation or options.is_reg is True,
+            target=source.target,
             held_out=source.held_out,
             resolution=self._resolution(),
             flip=source.flip if options.flip_aug is None else options.flip_aug,
