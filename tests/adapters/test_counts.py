@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from trainer.adapters.injecting import InjectedAdapter
 from trainer.adapters.lora import Lora
-from trainer.adapters.trainable import Trainable
 from trainer.core.seeds import Seeds
 from trainer.families.model import DiffusionModel
 from trainer.families.sd1 import Sd1Model
@@ -54,12 +54,12 @@ def real_model(family: type[DiffusionModel], configuration: str) -> DiffusionMod
     return WithoutNumbers()  # pyright: ignore[reportAbstractUsage] - every family's own class is whole
 
 
-def attached(model: DiffusionModel, *layers: str) -> Trainable:
+def attached(model: DiffusionModel, *layers: str) -> InjectedAdapter:
     with torch.device("meta"):
         return Lora(rank=4, layers=layers).attach(model, Seeds(0))
 
 
-def counted(trainable: Trainable) -> dict[str, tuple[int, int]]:
+def counted(trainable: InjectedAdapter) -> dict[str, tuple[int, int]]:
     """Layers and numbers by part."""
     layers = list(trainable.alphas())
     state = trainable.state()

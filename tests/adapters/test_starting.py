@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
+from trainer.adapters import AnyAdapter
+from trainer.adapters.beside_layers import AdapterBesideLayers
 from trainer.adapters.lora import Lora
 from trainer.adapters.trainable import Trainable
 from trainer.core.device import Precision
@@ -21,6 +25,10 @@ from trainer.weights.lora_state import LoraState
 from trainer.weights.metadata import TrainingFacts
 
 ADAPTER = Lora(rank=3, alpha=1.5, layers=("transformer", "te1"))
+FACTS = TrainingFacts(
+    name="x", family="sd1", prediction="epsilon", resolution=(16, 16), steps=1, epoch=1, steps_asked=1, batch=1, seed=0,
+    optimizer="adamw", rate=1e-3,
+)  # fmt: skip
 
 Written = Callable[[dict[str, Tensor], dict[str, float]], dict[str, Tensor]]
 
@@ -70,12 +78,8 @@ def test_training_goes_on_from_peft_s_folder(small_model: Path, tmp_path: Path) 
     model = open_small(small_model)
     trainable = ADAPTER.attach(model, Seeds(0))
     wanted = trained(trainable)
-    facts = TrainingFacts(
-        name="x", family="sd1", prediction="epsilon", resolution=(16, 16), steps=1, epoch=1, steps_asked=1, batch=1,
-        seed=0, optimizer="adamw", rate=1e-3,
-    )  # fmt: skip
     state = LoraState(tensors=wanted, alphas=trainable.alphas())
-    folder = export(tmp_path / "before.safetensors", state, model.naming, facts, ExportSettings(layout="peft"))
+    folder = export(tmp_path / "before.safetensors", state, model.naming, FACTS, ExportSettings(layout="peft"))
     assert folder.is_dir()
     adapter = ADAPTER.model_copy(update={"start": folder})
     adapter.check(model)
@@ -144,3 +148,53 @@ def test_a_file_of_another_family_is_refused_before_anything_is_loaded(small_mod
     )
     with pytest.raises(WeightsError):
         ADAPTER.model_copy(update={"start": path}).check(open_small(small_model))
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "dora": {"kind": "lora", "decompose": "inputs", "alpha": 1.5},
+    "dora of outputs": {"kind": "lora", "decompose": "outputs"},
+    "rank-stabilised": {"kind": "lora", "scaling": "rank-stabilised", "alpha": 1.5},
+    "alphas of two kinds": {"kind": "lora", "ranks": [{"layers": ["attention"], "rank": 2, "alpha": 7.0}]},
+    "loha": {"kind": "loha", "alpha": 1.5},
+    "lokr": {"kind": "lokr", "rank": 1, "alpha": 1.5},
+    "lokr of whole factors": {"kind": "lokr", "rank": 8, "alpha": 1.5},
+}
+
+
+def adapter_of(form: str) -> AdapterBesideLayers:
+    said = {"rank": 3, "layers": ("transformer", "convolution", "te1"), **FORMS[form]}
+    found: Any = TypeAdapter(AnyAdapter).validate_python(said)
+    assert isinstance(found, AdapterBesideLayers)
+    return found
+
+
+@pytest.mark.parametrize("layout", ["kohya", "peft"])
+@pytest.mark.parametrize("form", FORMS)
+def test_every_kind_goes_on_from_its_own_file(small_model: Path, tmp_path: Path, form: str, layout: Any) -> None:
+    """Also where files have other alphas than the recipe: what was multiplied into a tensor is taken out again."""
+    if layout == "peft" and form == "dora":
+        pytest.skip("peft has no lengths of inputs")
+    model, adapter = open_small(small_model), adapter_of(form)
+    trainable = adapter.attach(model, Seeds(0))
+    wanted = trained(trainable)
+    trainable.load_state(wanted)
+    path = trainable.write(tmp_path / "before.safetensors", FACTS, ExportSettings(layout=layout))
+    again = open_small(small_model)
+    begun = adapter.attach(again, Seeds(1))
+    going_on = adapter.model_copy(update={"start": path})
+    going_on.check(again)
+    going_on.begin(begun, again)
+    for name, tensor in begun.state().items():
+        torch.testing.assert_close(tensor, wanted[name], atol=1e-6, rtol=1e-5)
+
+
+def test_a_file_of_another_kind_is_refused(small_model: Path, tmp_path: Path) -> None:
+    model = open_small(small_model)
+    path = adapter_of("loha").attach(model, Seeds(0)).write(tmp_path / "x.safetensors", FACTS, ExportSettings())
+    for form, kind in (("dora", "dora"), ("rank-stabilised", "lora"), ("lokr", "lokr")):
+        adapter = adapter_of(form).model_copy(update={"start": path})
+        with pytest.raises(WeightsError, match=f"This is a loha, and the recipe trains a {kind}"):
+            adapter.check(model)
+        trainable = adapter.attach(open_small(small_model), Seeds(0))
+        with pytest.raises(WeightsError, match=f"it is a loha and the recipe trains a {kind}"):
+            adapter.begin(trainable, model)

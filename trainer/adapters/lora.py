@@ -1,117 +1,109 @@
-"""LoRA: two thin matrices beside each chosen layer."""
+"""LoRA: two thin matrices beside each chosen layer; and DoRA, PiSSA and OLoRA, which are LoRAs with something more."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self, override
 
-from trainer.adapters.injecting import inject
-from trainer.adapters.parts import TEXT_WORDS, UNET, Rates, Target, check_words, targets_of, width_of
-from trainer.adapters.starting import start_from
-from trainer.adapters.trainable import Adapter, Trainable
+from trainer.adapters.beside_layers import AdapterBesideLayers
+from trainer.adapters.chances import ModuleDropout, RankDropout
+from trainer.adapters.injecting import ADAPTER, Beside, check_readable
+from trainer.adapters.magnitudes import Axis, Magnitudes
+from trainer.adapters.origins import Initial, Origin
+from trainer.adapters.parts import Target
+from trainer.adapters.sizes import Size, numbers
 from trainer.core.errors import RecipeError
-from trainer.core.seeds import Seeds
 from trainer.families.model import DiffusionModel
-from trainer.weights.reading import read_lora
+from trainer.weights.adapter_state import AdapterKind
+from trainer.weights.export import ExportSettings
 
 
-class Lora(Adapter):
+class Lora(AdapterBesideLayers):
     """Two thin matrices beside each chosen layer; the base weights stay as they are.
 
     Source: Hu et al. 2021, arXiv:2106.09685, equation 3.
     """
 
     kind: Literal["lora"] = "lora"
-    rank: PositiveInt = 16
-    """The width between the two matrices: what can be learned, and the size of the file."""
-    alpha: PositiveFloat = 16.0
-    """The update is scaled by alpha / rank."""
+    scaling: Literal["alpha/rank", "rank-stabilised"] = "alpha/rank"
+    """rank-stabilised scales the update by alpha / the root of the rank instead (arXiv:2312.03732), so that a rank of
+    64 and more learns as fast as a small one. Files say it in the usual way."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """The share of a layer's inputs that the adapter does not see in a step."""
-    layers: tuple[str, ...] = Field(default=("attention",), min_length=1)
-    """Which layers: attention, feed_forward, transformer (both, and the projections around them), convolution; and te1,
-    the text encoder, and te2, the second one of Stable Diffusion XL. With te1 or te2, words are encoded anew in every
-    step instead of read from the cache."""
-    rates: Rates = Rates()
-    """Learning rates of the denoiser's layers (unet) and of the text encoders (te1, te2), where they are not
-    optimizer.rate: a text encoder mostly wants less."""
-    start: Path | None = None
-    """A LoRA to go on from: a file in kohya's or diffusers' layout, or peft's folder. Its layers, rank and alpha must
-    be those of the recipe."""
+    rank_dropout: float = Field(default=0.0, ge=0, lt=1)
+    """The share of the ranks that an example does not use in a step."""
+    decompose: Axis | None = None
+    """DoRA: the lengths of a weight's columns (inputs) or rows (outputs) are trained beside their directions
+    (arXiv:2402.09353). ComfyUI, Forge and A1111 load inputs as it is meant; diffusers and peft know outputs alone, in
+    export.layout: diffusers or peft. A step takes longer."""
+    initial: Initial = "random"
+    """Where training begins: random, as LoRA always did; principal, at the greatest singular values of the base's
+    weight (PiSSA, arXiv:2404.02948); orthogonal, at its QR decomposition (OLoRA, arXiv:2406.01775). The last two learn
+    faster; their files are plain LoRAs of twice the rank."""
 
     @model_validator(mode="after")
-    def _rates_are_of_trained_parts(self) -> Self:
-        strangers = [word for word in self.rates.given if word not in self._parts]
-        if strangers:
-            raise ValueError(
-                f"rates.{strangers[0]} is given, and nothing of that part is trained: layers is "
-                f"[{', '.join(self.layers)}]."
-            )
+    def _origins_stand_alone(self) -> Self:
+        if self.initial == "random":
+            return self
+        others = {
+            "decompose": self.decompose is not None,
+            "rank_dropout": self.rank_dropout > 0,
+            "max_norm": self.max_norm is not None,
+            "start": self.start is not None,
+        }
+        given = [word for word, is_given in others.items() if is_given]
+        if given:
+            raise ValueError(f"initial: {self.initial} cannot be together with {given[0]}; leave one of them out.")
         return self
 
     @property
-    def _parts(self) -> set[str]:
-        """The parts that are trained, as `rates` calls them."""
-        return {word if word in TEXT_WORDS else UNET for word in self.layers}
-
-    @property
     @override
-    def trains_words(self) -> bool:
-        return not self._parts.isdisjoint(TEXT_WORDS)
-
-    @property
-    @override
-    def files(self) -> Mapping[str, Path]:
-        return {} if self.start is None else {"adapter.start": self.start}
+    def file_kind(self) -> AdapterKind:
+        return "lora" if self.decompose is None else "dora"
 
     @override
-    def check(self, model: DiffusionModel) -> None:
-        check_words(model, self.layers)
-        if self.start is not None and self.start.exists():  # a run that goes on does not need it any more
-            read_lora(self.start, model.naming)
+    def check_export(self, model: DiffusionModel, settings: ExportSettings) -> None:
+        if self.decompose == "inputs" and settings.layout != "kohya":
+            raise RecipeError(
+                f"A DoRA with lengths of the inputs cannot be written in the layout {settings.layout}.",
+                where="export.layout",
+                mend="Leave it out, or set adapter.decompose to outputs.",
+            )
 
     @override
-    def attach(self, model: DiffusionModel, seeds: Seeds) -> Trainable:
-        """Down projections at random, up projections zero: the model predicts as before.
+    def widest(self, width: int) -> int | None:
+        return width if self.initial == "random" else width // 2
 
-        Raises:
-            RecipeError: the family has no layers of those names, or the rank is greater than one of them is wide.
-        """
+    @override
+    def config(self, target: Target, sizes: Mapping[str, Size]) -> Any:
         from peft import LoraConfig
 
-        targets = targets_of(model, self.layers, self.rates)
-        for target in targets:
-            self._check_rank(model, target)
+        found = numbers(sizes)
+        return LoraConfig(
+            target_modules=list(target.layers),
+            r=found.rank,
+            rank_pattern=dict(found.ranks),
+            # peft annotates alphas as integers and only ever divides them
+            lora_alpha=found.alpha,  # pyright: ignore[reportArgumentType]
+            alpha_pattern=dict(found.alphas),  # pyright: ignore[reportArgumentType]
+            lora_dropout=self.dropout,
+            use_rslora=self.scaling == "rank-stabilised",
+        )
 
-        def config(target: Target) -> Any:
-            # peft annotates alpha as an integer and only ever divides it
-            return LoraConfig(
-                target_modules=list(target.layers),
-                r=self.rank,
-                lora_alpha=self.alpha,  # pyright: ignore[reportArgumentType]
-                lora_dropout=self.dropout,
-            )
-
-        def seed_of(target: Target) -> int:
-            # each part by itself, so that the denoiser begins alike with and without the text encoders
-            return seeds.integer("adapter") if target.word == UNET else seeds.integer("adapter", target.word)
-
-        return inject(model, targets, config, seed_of)
-
+    @property
     @override
-    def begin(self, trainable: Trainable, model: DiffusionModel) -> None:
-        if self.start is not None:
-            start_from(trainable, self.start, model.naming)
+    def beside(self) -> Beside | None:
+        if not (self.module_dropout or self.rank_dropout or self.decompose or self.initial != "random"):
+            return None
+        return self._put_beside
 
-    def _check_rank(self, model: DiffusionModel, target: Target) -> None:
-        network = model.network(target.part)
-        narrowest = min(target.layers, key=lambda layer: width_of(network, layer))
-        widest = width_of(network, narrowest)
-        if self.rank > widest:
-            raise RecipeError(
-                f"The rank {self.rank} is greater than the layer {narrowest} is wide ({widest}).",
-                where="adapter.rank",
-                mend=f"Choose a rank of at most {widest}; a wider adapter learns nothing more.",
-            )
+    def _put_beside(self, layer: Any) -> Magnitudes | None:
+        dropout = ModuleDropout(layer, ADAPTER, self.module_dropout) if self.module_dropout else None
+        if self.rank_dropout:
+            RankDropout(layer, ADAPTER, self.rank_dropout)
+        if self.decompose is not None or self.initial != "random":
+            check_readable(layer.base_layer)
+        if self.initial != "random":
+            Origin(layer, ADAPTER, self.initial)
+        return None if self.decompose is None else Magnitudes(layer, ADAPTER, self.decompose, dropout)

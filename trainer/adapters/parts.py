@@ -1,5 +1,6 @@
 """The parts of a model that can be trained: which layers the words of a recipe mean, in which network."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -47,8 +48,8 @@ class Target:
     rate: float | None = None  # None: the optimiser's
 
 
-def check_words(model: DiffusionModel, words: Sequence[str]) -> None:
-    """Make sure that the family has layers of these names.
+def check_words(model: DiffusionModel, words: Sequence[str], where: str = "adapter.layers") -> None:
+    """Make sure that the family has layers of these names, which stand at `where` in the recipe.
 
     Raises:
         RecipeError: it has not.
@@ -59,7 +60,7 @@ def check_words(model: DiffusionModel, words: Sequence[str]) -> None:
         only_sdxl = "te2 is the second text encoder, which Stable Diffusion XL alone has. " if "te2" in unknown else ""
         raise RecipeError(
             f"This family has no layers called {', '.join(unknown)}.",
-            where="adapter.layers",
+            where=where,
             mend=f"{only_sdxl}Choose among: {', '.join(sorted(known))}.",
         )
 
@@ -92,8 +93,13 @@ def parts_of(model: DiffusionModel) -> dict[str, str]:
 
 def width_of(network: nn.Module, layer: str) -> int:
     """The greatest rank that a change of this layer's weight can have."""
-    weight = network.get_parameter(f"{layer}.weight")
-    return min(weight.shape[0], weight[0].numel())
+    # not by its weight: a quantised one would be unpacked for it
+    found = network.get_submodule(layer)
+    if isinstance(found, nn.Conv2d):
+        return min(found.out_channels, found.in_channels // found.groups * math.prod(found.kernel_size))
+    if isinstance(found, nn.Linear):
+        return min(found.out_features, found.in_features)
+    raise TypeError(f"An adapter sits at linear layers and convolutions, and {layer} is none.")
 
 
 def _layers(network: nn.Module, pattern: str) -> list[str]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainer.core.errors import WeightsError
 from trainer.families.folder_files import read_json
+from trainer.families.spelling import Piece, Spelling
 
 TokenLimit = Literal[75, 150, 225]
 """How many tokens of a caption are read."""
@@ -30,20 +31,29 @@ class ClipWords:
         self._folder = folder
         self._limit = limit
         self._loaded: Any = None  # transformers' tokenizer
+        self.spelling: Spelling | None = None
+        """New words, which are read as tokens of their own; none by default."""
 
     def count(self, caption: str) -> int:
         """The number of tokens of a caption, without end marks and before any cutting."""
-        return len(self._read(caption).input_ids)
+        return len(self.tokens([caption])[0])
 
     def lost(self, caption: str) -> str:
         """The end of the caption that lies beyond the limit, as it stands there; "" if nothing does.
 
-        It may begin within a word; a letter of several tokens that is cut is lost as a whole.
+        It may begin within a word; a letter of several tokens that is cut is lost as a whole, and so is a new word.
         """
-        if len(caption) <= self._limit and caption.isascii():  # a token has at least one sign
+        if len(caption) <= self._limit and caption.isascii() and self.spelling is None:  # a token has at least one sign
             return ""
-        places = self._read(caption, return_offsets_mapping=True).offset_mapping
-        return caption[places[self._limit][0] :].strip() if len(places) > self._limit else ""
+        places = [place for piece in self._pieces(caption) for place in self._places(piece)]
+        return caption[places[self._limit] :].strip() if len(places) > self._limit else ""
+
+    def tokens(self, captions: Sequence[str]) -> list[list[int]]:
+        """The tokens of each caption, without end marks and before any cutting."""
+        pieces = [self._pieces(caption) for caption in captions]
+        plain = [piece.text for row in pieces for piece in row if piece.tokens is None]
+        read = iter(self._read(plain).input_ids if plain else ())
+        return [[token for piece in row for token in piece.tokens or next(read)] for row in pieces]
 
     def chunks(self, captions: Sequence[str]) -> Tensor:
         """Tokens [B N 77], int64, of B captions in N = limit / 75 chunks.
@@ -51,7 +61,7 @@ class ClipWords:
         Each chunk is a beginning mark, up to 75 tokens, an end mark, and padding; tokens beyond the limit are cut off.
         """
         starts = range(0, self._limit, CHUNK)
-        rows = [[self._chunk(ids[start : start + CHUNK]) for start in starts] for ids in self._read(captions).input_ids]
+        rows = [[self._chunk(ids[start : start + CHUNK]) for start in starts] for ids in self.tokens(captions)]
         return torch.tensor(rows, dtype=torch.int64)
 
     def first_end(self, tokens: Tensor) -> Tensor:
@@ -60,6 +70,16 @@ class ClipWords:
         Not where the greatest token stands, which is the same only as long as no tokens are added behind the end mark.
         """
         return (tokens == self._tokenizer.eos_token_id).int().argmax(dim=-1)
+
+    def _pieces(self, caption: str) -> Sequence[Piece]:
+        return [Piece(caption, 0)] if self.spelling is None else self.spelling.pieces(caption)
+
+    def _places(self, piece: Piece) -> Sequence[int]:
+        """Where in the caption each token of a piece begins."""
+        if piece.tokens is not None:
+            return [piece.start] * len(piece.tokens)
+        read = self._read(piece.text, return_offsets_mapping=True).offset_mapping
+        return [piece.start + begin for begin, _ in read]
 
     def _read(self, text: str | Sequence[str], **options: bool) -> Any:
         """What transformers' tokenizer makes of text, whole; that it may be too long is not its to say."""

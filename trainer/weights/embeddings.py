@@ -1,5 +1,6 @@
 """Textual-inversion embeddings: the vectors of words that are added to a model."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,17 @@ def export_embedding(path: Path, embedding: Embedding, metadata: Mapping[str, st
     kept = {key: text for key, text in metadata.items() if not key.startswith("sshs_")}
     write_checked(path, tensors, {**kept, **hashes_of(tensors, kept)})
     return path
+
+
+def file_of_word(path: Path, word: str, place: int) -> Path:
+    """Where a run's word lies: the first one in the result itself, each further one beside it, with its name."""
+    name = plain_word(word) or f"word{place + 1}"
+    return path if place == 0 else path.with_name(f"{path.stem}-{name}{path.suffix}")
+
+
+def plain_word(word: str) -> str:
+    """A word without the signs that a file's name had better not have: `blob` for `<blob>`."""
+    return re.sub(r"[^\w-]+", "", word)
 
 
 def token_of(keys: Sequence[str]) -> str | None:

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -28,9 +29,10 @@ class ExportSettings(Settings):
 
     precision: Precision = Precision.float32
     """float32 writes exactly what was trained; float16 or bfloat16 halve the file and round each weight."""
-    layout: Layout = "kohya"
-    """kohya is what diffusers, ComfyUI, Forge, A1111 and sd-scripts all load. diffusers is the same file in the names
-    of diffusers alone. peft is a folder for PeftModel.from_pretrained, with one folder in it for each network."""
+    layout: Layout | Literal["folder"] = "kohya"
+    """kohya is what diffusers, ComfyUI, Forge, A1111 and sd-scripts all load; of a whole model it is a single file in
+    the original layout. diffusers is the same file in the names of diffusers alone. peft is a folder for
+    PeftModel.from_pretrained, with one folder in it for each network. folder is a whole model as diffusers has it."""
     tag_counts: bool = False
     """Whether the file says in how many pictures each tag stands, as model managers show it. Whoever has the file can
     read them."""
@@ -38,8 +40,9 @@ class ExportSettings(Settings):
     """Whether the file carries a small picture of what it does: the first prompt of the last previews."""
 
     def result(self, path: Path) -> Path:
-        """What is written where `path` is asked for: the file, or peft's folder of the same name without its suffix."""
-        return path.with_suffix("") if self.layout == "peft" and path.suffix == ".safetensors" else path
+        """What is written where `path` is asked for: the file, or a folder of the same name without its suffix."""
+        folder = self.layout in ("peft", "folder")
+        return path.with_suffix("") if folder and path.suffix == ".safetensors" else path
 
 
 def export(path: Path, state: AdapterState, naming: Naming, facts: TrainingFacts, settings: ExportSettings) -> Path:

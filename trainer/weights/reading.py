@@ -13,6 +13,7 @@ from trainer.core.files import printable
 from trainer.core.tensors import first_non_finite, read_header, read_tensors
 from trainer.weights.adapter_kinds import state_of
 from trainer.weights.adapter_state import AdapterState
+from trainer.weights.bundles import BUNDLED
 from trainer.weights.forms import form_of
 from trainer.weights.layouts import Layout
 from trainer.weights.lora_state import LoraState
@@ -109,7 +110,8 @@ class _Piece:
             name = printable(broken[:200])
             raise WeightsError("This file holds weights that are not finite.", where=f"{self.path}: {name}")
         for key, tensor in file.items():
-            self._take(key, tensor)
+            if not key.startswith(BUNDLED):  # words beside the layers; `bundles` reads them
+                self._take(key, tensor)
         layout = next(iter(self.layouts)) if len(self.layouts) == 1 else "kohya"
         if layout == "diffusers":
             self._fill_alphas(said_in_header(self.path, self.metadata))
