@@ -4,15 +4,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from trainer.adapters.trainable import Trainable
 from trainer.core.files import replacing
+from trainer.core.log import logger
+from trainer.core.memory import give_back, ran_out, room_below_peak
 from trainer.core.run_folder import RunFolder
 from trainer.core.settings import Settings
 from trainer.families.model import DiffusionModel
-from trainer.sampling.generate import generate
+from trainer.sampling.generate import Drawing, Understood, understand
+from trainer.sampling.generate import draw as draw_pictures
 from trainer.sampling.grid import grid
 from trainer.sampling.prompts import DrawSettings, Prompt
 from trainer.sampling.samplers import AnySampler, Ddim
@@ -42,42 +46,93 @@ class PreviewSettings(Settings):
             Prompt(text=text, negative=self.negative, seed=self.seed + place) for place, text in enumerate(self.prompts)
         ]
 
+    def understood(self, model: DiffusionModel) -> Understood:
+        """The prompts with what they mean to the model, on the CPU."""
+        return understand(model, self.asked())
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@dataclass(slots=True, kw_only=True)
 class Previews:
-    """Draws the recipe's prompts into the run folder."""
+    """Draws the recipe's prompts into the run folder.
+
+    They take no more memory than training does, where that is counted: prompts are encoded once, the network is asked
+    for no more pictures at once than in a step, and what they are decoded with comes and goes. Where memory runs out
+    all the same, there is a warning instead of pictures.
+    """
 
     settings: PreviewSettings
     folder: RunFolder
     resolution: int
     model: DiffusionModel
     trainable: Trainable
+    batch: int = 1  # pictures in a training step
+    asked: Understood | None = None  # the prompts, where they were encoded before the denoiser was there
+    words_change: bool = False  # text encoders are trained: prompts mean something else each time
 
     def draw_base(self, progress: Callable[[int], None] = lambda _: None) -> None:
         """Draw the base model's pictures, as step 0, unless they are there."""
         if self.settings.prompts and not _whole(self.folder.previews(0), len(self.settings.prompts)):
             with self.trainable.silenced():
-                pictures = self._generate(progress)
-            self._write(0, pictures, [pictures], ["base"])
+                pictures = self._surviving(progress)
+            if pictures is not None:
+                self._write(0, pictures, [pictures], ["base"])
 
     def draw(self, step: int, progress: Callable[[int], None] = lambda _: None) -> Path | None:
         """Draw the prompts as the model is now; the sheet shows the base model's pictures above them.
 
         Returns:
-            The sheet, or None where the recipe asks for no previews.
+            The sheet, or None where the recipe asks for no previews, or memory ran out.
         """
-        if not self.settings.prompts:
+        pictures = self._surviving(progress) if self.settings.prompts else None
+        if pictures is None:
             return None
-        pictures = self._generate(progress)
+        if not _whole(self.folder.previews(0), len(pictures)):
+            return self._write(step, pictures, [pictures], [f"step {step}"])
         before = _read(self.folder.previews(0), len(pictures))
         return self._write(step, pictures, [before, pictures], ["base", f"step {step}"])
 
-    def _generate(self, progress: Callable[[int], None]) -> list[Image.Image]:
+    def _surviving(self, progress: Callable[[int], None]) -> list[Image.Image] | None:
+        """The pictures; or None and a warning where there is no memory for them, even for one at a time."""
+        device = next(self.model.denoiser.parameters()).device
+        for least in (False, True):
+            give_back(device)
+            try:
+                return self._generate(progress, device, least=least)
+            except (MemoryError, RuntimeError) as error:
+                if not ran_out(error):
+                    raise
+            finally:
+                self.model.release_encoders()
+                give_back(device)
+        logger.warning(
+            "There is not enough memory for the previews: they are left out this time, and training goes on."
+        )
+        return None
+
+    def _generate(self, progress: Callable[[int], None], device: torch.device, *, least: bool) -> list[Image.Image]:
         side = self.settings.size or self.resolution
-        wanted = self.settings
-        pictures = generate(self.model, wanted.asked(), wanted.sampler, wanted.draw, (side, side), progress)
+        counted = room_below_peak(device)
+        if least:
+            draw = self.settings.draw.model_copy(update={"batch": 1})
+            how = Drawing(sampler=self.settings.sampler, settings=draw, size=(side, side), rows=1, decoding=0)
+        else:
+            rows = None if counted is None else self.batch
+            how = Drawing(
+                sampler=self.settings.sampler,
+                settings=self.settings.draw,
+                size=(side, side),
+                rows=rows,
+                decoding=counted,
+            )
+        return draw_pictures(self.model, self._understood(), how, progress)
+
+    def _understood(self) -> Understood:
+        """The prompts with their meaning; it is asked for once, since it stays the same where it is not trained."""
+        asked = self.asked if self.asked is not None else self.settings.understood(self.model)
+        if not self.words_change:
+            self.asked = asked
         self.model.release_encoders()
-        return pictures
+        return asked
 
     def _write(
         self, step: int, pictures: Sequence[Image.Image], rows: Sequence[Sequence[Image.Image]], labels: Sequence[str]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from trainer.batch import Posterior
 from trainer.core.errors import DataError, NonFiniteError
+from trainer.families.decoding import decode
 from trainer.families.source import WeightsSource
 
 _USUAL_FACTOR: Final = 0.18215  # where a configuration names none: diffusers' default, and that of SD 1.x and 2.x
@@ -50,7 +51,7 @@ class Autoencoder:
             mean, deviation = posterior.mean.float(), posterior.std.float()
             return Posterior(mean=(mean - self.shift) * self.factor, deviation=deviation * self.factor)
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, most: int | None = None) -> Tensor:
         """See `DiffusionModel.decode_latents`."""
         if not bool(torch.isfinite(latents).all()):
             raise NonFiniteError(
@@ -59,7 +60,7 @@ class Autoencoder:
             )
         with torch.no_grad():
             plain = latents.to(self._device, torch.float32) / self.factor + self.shift
-            pixels = self._loaded().decode(plain.to(self._dtype)).sample.float()
+            pixels = decode(self._loaded(), plain.to(self._dtype), most).float()
         if not bool(torch.isfinite(pixels).all()):
             raise NonFiniteError(
                 "The autoencoder gave numbers that are not finite.",

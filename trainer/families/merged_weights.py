@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from trainer.families.quantising import Quantiser
 from trainer.families.source import Part, WeightsSource
 from trainer.weights.adapter_digests import digest_of_adapter
 from trainer.weights.adapter_state import AdapterState
@@ -47,8 +48,8 @@ class MergedWeights(WeightsSource):
         return self._source.config(part)
 
     @override
-    def load(self, part: Part, dtype: torch.dtype) -> nn.Module:
-        """See `WeightsSource.load`.
+    def load(self, part: Part, dtype: torch.dtype, quantiser: Quantiser | None = None) -> nn.Module:
+        """See `WeightsSource.load`. What is quantised is the sum, so the whole network is in memory before.
 
         Raises:
             WeightsError: a LoRA is broken, of another family, or does not fit.
@@ -58,6 +59,8 @@ class MergedWeights(WeightsSource):
         changing = [lora for lora, parts in zip(self._loras, self._parts, strict=True) if part in parts]
         adapters = [Weighted(name=one.file.name, adapter=self._read(one), strength=one.strength) for one in changing]
         merge_into(network, part, self._naming, adapters)
+        if quantiser is not None:
+            quantiser.quantise(network)
         return network
 
     @override

@@ -5,9 +5,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from trainer.batch import Conditioning, Encoders, Geometry, Posterior
+from trainer.families.new_words import Vocabulary
+from trainer.families.source import WeightsSource
 from trainer.objective.predictions import AnyPrediction
 from trainer.objective.schedules import DiscreteSchedule
 from trainer.weights.metadata import KnownFamily
@@ -48,6 +51,8 @@ class DiffusionModel(ABC):
     prediction: AnyPrediction  # what the weights were trained to predict, and pictures are drawn by
     resolution: int  # pixels a side that the weights were made for
     revision: str | None  # the hub's commit of the weights, where they come from there
+    vocabulary: Vocabulary  # of the text encoders, to which words can be added
+    source: WeightsSource  # the base as it lies on disk
 
     @property
     @abstractmethod
@@ -75,6 +80,10 @@ class DiffusionModel(ABC):
         """Give a part back wrapped, as for several devices."""
 
     @abstractmethod
+    def hold_in(self, part: str, dtype: torch.dtype) -> nn.Module:
+        """The network of a part, from now on with all its weights in `dtype`, in which it also computes by itself."""
+
+    @abstractmethod
     def keep_text_encoders(self) -> None:
         """From now on `release_encoders` leaves the text encoders where they are, as they are: they are trained."""
 
@@ -96,8 +105,13 @@ class DiffusionModel(ABC):
         """
 
     @abstractmethod
-    def decode_latents(self, latents: Tensor) -> Tensor:
+    def decode_latents(self, latents: Tensor, most: int | None = None) -> Tensor:
         """Pixels [B 3 H W] in -1 .. 1, float32, from latents [B C h w] scaled as the network expects.
+
+        Args:
+            latents: as the denoiser leaves them.
+            most: bytes that it may take, the autoencoder's own among them. Where they do not suffice, or memory runs
+                out, pictures are decoded in strips: the same but for rounding, and slower. None: what is quickest.
 
         Raises:
             NonFiniteError: the latents, or the pixels that the autoencoder makes of them, are not finite.
@@ -142,10 +156,13 @@ class DiffusionModel(ABC):
         """The two encoding verbs together with the names under which a cache stores their results."""
 
     @abstractmethod
-    def use_gradient_checkpointing(self) -> None:
-        """Compute each block's forward pass again in the backward pass instead of keeping it in memory.
+    def use_gradient_checkpointing(self, every: int = 1) -> None:
+        """Compute blocks' forward passes again in the backward pass instead of keeping them; gradients stay the same.
 
         It holds for the denoiser, and for text encoders that are kept.
+
+        Args:
+            every: 1 for all blocks, 2 for every second one.
         """
 
     @abstractmethod

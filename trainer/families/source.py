@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from trainer.families.quantising import Quantiser
 from trainer.weights.metadata import KnownFamily, KnownPrediction
 from trainer.weights.original_names import Part as Part
 
@@ -46,8 +47,13 @@ class WeightsSource(ABC):
         """The configuration of a part, in the words of diffusers or transformers."""
 
     @abstractmethod
-    def load(self, part: Part, dtype: torch.dtype) -> nn.Module:
+    def load(self, part: Part, dtype: torch.dtype, quantiser: Quantiser | None = None) -> nn.Module:
         """One network on the CPU, in evaluation mode, frozen, in `dtype`, whatever the format on disk.
+
+        Args:
+            part: which network.
+            dtype: its number format.
+            quantiser: keeps the layers that it chooses in few bits instead, where it says.
 
         Raises:
             WeightsError: it is missing, broken, does not fit its configuration, or is not finite.

@@ -3,23 +3,29 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import override
 
 from trainer.batch import Conditioning, Encoders, Geometry, Posterior
 from trainer.core.device import Precision
+from trainer.core.memory import give_back
 from trainer.core.settings import Settings
 from trainer.families.autoencoder import Autoencoder
+from trainer.families.checkpointing import checkpoint_text_encoder
 from trainer.families.clip import ClipWords, TokenLimit, check_tokenizer
+from trainer.families.denoiser import Keeping
 from trainer.families.fitting import check_facts, check_parts
 from trainer.families.loading import open_weights
 from trainer.families.merged_weights import MergedWeights
 from trainer.families.model import DiffusionModel, LatentShape
+from trainer.families.new_words import vocabulary_of
 from trainer.families.source import Part, WeightsSource
 from trainer.objective.predictions import AnyPrediction, Epsilon, Sample, Velocity
 from trainer.objective.schedules import DiscreteSchedule
@@ -62,6 +68,12 @@ class StableDiffusionSettings(Settings, ABC):
     """What the weights predict, where they do not say it themselves; absent: as they say."""
     zero_terminal_snr: bool | None = None
     """Whether the last step of the schedule is pure noise (arXiv:2305.08891); absent: as the weights say."""
+    quantize: Literal["none", "int8", "nf4", "float8"] = "none"
+    """Keeps the frozen weights of the U-Net's transformer blocks in fewer bits: int8 and float8 take half the memory of
+    bfloat16, nf4 a quarter. They are unpacked where they are used; what is trained stays in float32."""
+    resident: float = Field(default=1.0, ge=0, le=1)
+    """The share of the frozen U-Net that stays on the device. The rest waits in the computer's memory, and its blocks
+    come to the device one by one, just before they are used, and are computed again in the backward pass."""
 
     @property
     def files(self) -> dict[str, Path]:
@@ -152,9 +164,12 @@ class StableDiffusion(DiffusionModel):
         self.latent = LatentShape(channels=self._autoencoder.channels, scale=scale, multiple=2**halvings)
         self.resolution = int(unet.get("sample_size") or 64) * scale
         self._dtype = precision.dtype
+        self._how = Keeping(dtype=self._dtype, device=device, quantize=settings.quantize, resident=settings.resident)
         self._networks: dict[str, Any] = {}  # the U-Net and the text encoders, as far as they are loaded
         self._kept = False
         self._words = [ClipWords(source.tokenizer(name), settings.token_limit) for name in settings.tokenizers]
+        words = dict(zip(self.text_parts.values(), self._words, strict=True))
+        self.vocabulary = vocabulary_of(source, words, self.network)
 
     @property
     @override
@@ -169,16 +184,23 @@ class StableDiffusion(DiffusionModel):
     @override
     def network(self, part: str) -> nn.Module:
         if part not in self._networks:
-            denoises = part == "unet"
-            # text encoders in float32 whatever the recipe's precision: what they say is computed once, or trained
-            network: Any = self.source.load(cast("Part", part), self._dtype if denoises else torch.float32)
-            form = torch.channels_last if denoises else torch.preserve_format
-            self._networks[part] = network.to(device=self.device, memory_format=form)
+            if part == "unet":
+                self._denoiser = self._how.load(self.source)
+                self._networks[part] = self._denoiser.network
+            else:
+                # in float32 whatever the recipe's precision: what they say is computed once, or trained
+                self._networks[part] = self.source.load(cast("Part", part), torch.float32).to(self.device)
         return self._networks[part]
 
     @override
     def set_network(self, part: str, network: nn.Module) -> None:
         self._networks[part] = network
+
+    @override
+    def hold_in(self, part: str, dtype: torch.dtype) -> nn.Module:
+        if part == "unet":
+            self._dtype, self._how = dtype, replace(self._how, dtype=dtype)
+        return nn.Module.to(self.network(part), dtype)  # diffusers' own warns without need
 
     @override
     def keep_text_encoders(self) -> None:
@@ -189,8 +211,8 @@ class StableDiffusion(DiffusionModel):
         return self._autoencoder.encode(pixels)
 
     @override
-    def decode_latents(self, latents: Tensor) -> Tensor:
-        return self._autoencoder.decode(latents)
+    def decode_latents(self, latents: Tensor, most: int | None = None) -> Tensor:
+        return self._autoencoder.decode(latents, most)
 
     @override
     def encode_words(self, captions: Sequence[str]) -> Conditioning:
@@ -255,20 +277,18 @@ class StableDiffusion(DiffusionModel):
         return digests
 
     @override
-    def use_gradient_checkpointing(self) -> None:
-        unet: Any = self.denoiser  # diffusers adds the method to its modules
-        unet.enable_gradient_checkpointing()
+    def use_gradient_checkpointing(self, every: int = 1) -> None:
+        network = self.denoiser
+        self._denoiser.checkpoint(network, every)
         for part in self.text_parts.values() if self._kept else ():
-            text: Any = self.network(part)  # and transformers another to its own
-            text.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            checkpoint_text_encoder(self.network(part), every)
 
     @override
     def release_encoders(self) -> None:
         self._autoencoder.release()
         for part in () if self._kept else self.text_parts.values():
             self._networks.pop(part, None)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back(self.device)
 
     @override
     def scheduler_config(self) -> dict[str, object]:

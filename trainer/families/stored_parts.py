@@ -19,6 +19,7 @@ from trainer.core.files import printable
 from trainer.core.tensor_files import TensorFile, bytes_of
 from trainer.core.tensors import DTYPES, TensorFacts, is_finite
 from trainer.families.networks import empty_network, live_name
+from trainer.families.quantising import Quantiser
 from trainer.families.source import Part, WeightsSource
 from trainer.weights.metadata import KnownFamily
 from trainer.weights.original_names import PARTS, places_of
@@ -102,8 +103,8 @@ class StoredPart:
         for place in self._places:
             self._check_tensor(place, self.tensors[place.name])
 
-    def load(self, dtype: torch.dtype) -> nn.Module:
-        """See `WeightsSource.load`. At its peak it needs the network in `dtype` and one tensor more.
+    def load(self, dtype: torch.dtype, quantiser: Quantiser | None = None) -> nn.Module:
+        """See `WeightsSource.load`. At its peak it needs the network as it is kept and one tensor more.
 
         Raises:
             WeightsError: it is missing, broken, does not fit its configuration, or is not finite.
@@ -111,7 +112,13 @@ class StoredPart:
         self.check()
         network = empty_network(self.part, self.config, self.where)
         known = set(network.state_dict())
-        state = {live_name(name, known): tensor for name, tensor in self._read(dtype)}
+        quantised = {} if quantiser is None else quantiser.begin(network)
+        state: dict[str, Tensor] = {}
+        for name, tensor in self._read(dtype):
+            if name in quantised:
+                quantised[name].take(tensor)
+            else:
+                state[live_name(name, known)] = tensor
         network.load_state_dict(state, strict=True, assign=True)
         return network.eval().requires_grad_(requires_grad=False)
 
@@ -198,8 +205,8 @@ class StoredWeights(WeightsSource):
         return self.scheduler() if part == "scheduler" else dict(self.part(part).config)
 
     @override
-    def load(self, part: Part, dtype: torch.dtype) -> nn.Module:
-        return self.part(part).load(dtype)
+    def load(self, part: Part, dtype: torch.dtype, quantiser: Quantiser | None = None) -> nn.Module:
+        return self.part(part).load(dtype, quantiser)
 
     @override
     def digest(self, part: Part | Literal["tokenizer", "tokenizer_2"]) -> str:

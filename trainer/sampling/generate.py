@@ -18,11 +18,29 @@ _PIXELS_AT_ONCE: Final = 512 * 512  # decoded at once: the decoder takes far mor
 
 
 @dataclass(frozen=True, slots=True)
-class _Texts:
-    """What texts mean, each encoded once, [1 T D]."""
+class Understood:
+    """Prompts with what their texts mean, each text encoded once and kept on the CPU, [1 T D]."""
 
+    prompts: Sequence[Prompt]
     wanted: Mapping[str, Conditioning]
     unwanted: Mapping[str, Conditioning]
+
+    def conditioning(self, prompts: Sequence[Prompt], device: torch.device, *, guided: bool) -> Conditioning:
+        """Of the negatives of `prompts`, where there is guidance, and then of their texts."""
+        positive = [self.wanted[prompt.text] for prompt in prompts]
+        negative = [self.unwanted[prompt.negative] for prompt in prompts] if guided else []
+        return Conditioning.joined([*negative, *positive]).to(device)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawing:
+    """How pictures are drawn, and what memory that may take."""
+
+    sampler: Sampler
+    settings: DrawSettings
+    size: tuple[int, int]  # pixels, width and height where a prompt says none; rounded up to what the networks take
+    rows: int | None = None  # the network is asked for at most so many at once; None: for all, twice with guidance
+    decoding: int | None = None  # bytes that decoding may take, with the autoencoder; None: what is quickest
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +48,7 @@ class _Chunk:
     """Prompts of one size, drawn at once."""
 
     prompts: Sequence[Prompt]
+    words: Conditioning  # of the negatives, where there is guidance, and of the texts
     width: int
     height: int
 
@@ -55,23 +74,38 @@ def generate(
         size: width and height in pixels where a prompt says none; both rounded up to what the networks take.
         progress: told after each chunk how many pictures are new.
     """
-    words = _Texts(
+    return draw(model, understand(model, prompts), Drawing(sampler=sampler, settings=settings, size=size), progress)
+
+
+def understand(model: DiffusionModel, prompts: Sequence[Prompt]) -> Understood:
+    """What the texts of prompts mean to the model as it is now."""
+    return Understood(
+        prompts=prompts,
         wanted=_encoded(model.encode_words, (prompt.text for prompt in prompts)),
         unwanted=_encoded(model.encode_negatives, (prompt.negative for prompt in prompts)),
     )
-    was_training = model.denoiser.training
-    model.denoiser.eval()
+
+
+def draw(
+    model: DiffusionModel, asked: Understood, how: Drawing, progress: Callable[[int], None] = lambda _: None
+) -> list[Image.Image]:
+    """The same as `generate`, of prompts that are understood already: text encoders are not needed."""
+    prompts, settings, denoiser = asked.prompts, how.settings, model.denoiser
+    device = next(denoiser.parameters()).device
+    was_training = denoiser.training
+    denoiser.eval()
     pictures: dict[int, Image.Image] = {}
     try:
         with torch.inference_mode():
-            for places in _chunks(prompts, size, settings.batch):
-                chunk = _chunk([prompts[place] for place in places], size, model.latent.step)
-                latents = _denoise(model, chunk, words, sampler, settings)
-                drawn = _as_pictures(_decoded(model, latents))
+            for places in _chunks(prompts, how.size, settings.batch):
+                together = [prompts[place] for place in places]
+                words = asked.conditioning(together, device, guided=settings.guidance > 1)
+                chunk = _chunk(together, words, how.size, model.latent.step)
+                drawn = _as_pictures(_decoded(model, _denoise(model, chunk, how), how.decoding))
                 pictures.update(zip(places, drawn, strict=True))
                 progress(len(places))
     finally:
-        model.denoiser.train(was_training)
+        denoiser.train(was_training)
     return [pictures[place] for place in range(len(prompts))]
 
 
@@ -80,7 +114,7 @@ def _encoded(encode: Callable[[Sequence[str]], Conditioning], texts: Iterable[st
     states: dict[str, Conditioning] = {}
     for start in range(0, len(distinct), 32):
         part = distinct[start : start + 32]
-        states.update(zip(part, encode(part).rows(), strict=True))
+        states.update(zip(part, encode(part).to(torch.device("cpu")).rows(), strict=True))
     return states
 
 
@@ -95,16 +129,16 @@ def _chunks(prompts: Sequence[Prompt], size: tuple[int, int], batch: int) -> Ite
         yield from (places[start : start + batch] for start in range(0, len(places), batch))
 
 
-def _chunk(prompts: Sequence[Prompt], size: tuple[int, int], step: int) -> _Chunk:
+def _chunk(prompts: Sequence[Prompt], words: Conditioning, size: tuple[int, int], step: int) -> _Chunk:
     width, height = prompts[0].width or size[0], prompts[0].height or size[1]
-    return _Chunk(prompts, -(-width // step) * step, -(-height // step) * step)
+    return _Chunk(prompts, words, -(-width // step) * step, -(-height // step) * step)
 
 
-def _denoise(model: DiffusionModel, chunk: _Chunk, words: _Texts, sampler: Sampler, settings: DrawSettings) -> Tensor:
+def _denoise(model: DiffusionModel, chunk: _Chunk, how: Drawing) -> Tensor:
     """Latents [B C h w] out of noise that each prompt's own seed gives, drawn on the CPU as diffusers does."""
-    scheduler = sampler.scheduler(model.scheduler_config())
-    device = words.wanted[chunk.prompts[0].text].tokens.device
-    scheduler.set_timesteps(settings.steps, device=device)
+    scheduler = how.sampler.scheduler(model.scheduler_config())
+    device = chunk.words.tokens.device
+    scheduler.set_timesteps(how.settings.steps, device=device)
     shape = (1, model.latent.channels, chunk.height // model.latent.scale, chunk.width // model.latent.scale)
     generators = [torch.Generator().manual_seed(prompt.seed) for prompt in chunk.prompts]
     latents = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(device)
@@ -112,30 +146,34 @@ def _denoise(model: DiffusionModel, chunk: _Chunk, words: _Texts, sampler: Sampl
     extra = _extra_arguments(scheduler, generators)
     for t in scheduler.timesteps:
         noisy = scheduler.scale_model_input(latents, t)
-        predicted = _guided(model, noisy, t, chunk, words, settings.guidance)
+        predicted = _guided(model, noisy, t, chunk, how)
         latents = scheduler.step(predicted, t, latents, **extra, return_dict=False)[0]
     return latents
 
 
-def _guided(model: DiffusionModel, noisy: Tensor, t: Tensor, chunk: _Chunk, words: _Texts, guidance: float) -> Tensor:
+def _guided(model: DiffusionModel, noisy: Tensor, t: Tensor, chunk: _Chunk, how: Drawing) -> Tensor:
     """The prediction with classifier-free guidance (arXiv:2207.12598, equation 6), both halves in one pass."""
-    positive = [words.wanted[prompt.text] for prompt in chunk.prompts]
-    negative = [words.unwanted[prompt.negative] for prompt in chunk.prompts] if guidance > 1 else []
-    both = Conditioning.joined([*negative, *positive])
-    whole = Geometry.whole(len(negative) + len(positive), chunk.height, chunk.width, noisy.device)
-    inputs = torch.cat([noisy, noisy]) if negative else noisy
-    predicted = model.predict(inputs, t.expand(len(inputs)), both, whole).to(noisy.dtype)
-    if not negative:
+    count = len(chunk.words.tokens)
+    inputs = noisy.repeat(count // len(noisy), 1, 1, 1)
+    at_once = how.rows or count
+    answers: list[Tensor] = []
+    for start in range(0, count, at_once):
+        part = inputs[start : start + at_once]
+        words = chunk.words if at_once >= count else Conditioning.joined(chunk.words.rows()[start : start + at_once])
+        whole = Geometry.whole(len(part), chunk.height, chunk.width, noisy.device)
+        answers.append(model.predict(part, t.expand(len(part)), words, whole).to(noisy.dtype))
+    predicted = torch.cat(answers)
+    if count == len(noisy):
         return predicted
     without, with_words = predicted.chunk(2)
-    return without + guidance * (with_words - without)
+    return without + how.settings.guidance * (with_words - without)
 
 
-def _decoded(model: DiffusionModel, latents: Tensor) -> Tensor:
+def _decoded(model: DiffusionModel, latents: Tensor, most: int | None) -> Tensor:
     """Pixels [B 3 H W] of latents [B C h w], as many at once as memory is planned for."""
     pixels = latents.shape[-2] * latents.shape[-1] * model.latent.scale**2
-    pieces = latents.split(max(1, _PIXELS_AT_ONCE // pixels))
-    return torch.cat([model.decode_latents(piece).cpu() for piece in pieces])
+    pieces = latents.split(max(1, _PIXELS_AT_ONCE // pixels) if most is None else 1)
+    return torch.cat([model.decode_latents(piece, most).cpu() for piece in pieces])
 
 
 def _extra_arguments(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
