@@ -13,8 +13,9 @@ FLOORS = (
     {"evaluation"},
     {"loop"},
     {"recipe"},
-    {"preparing", "publishing"},
+    {"beginning", "preparing", "publishing"},
     {"assemble", "converting", "drawing", "memory", "ray_cache", "ui"},
+    {"planning"},
     {"cli"},
     {"__main__"},
 )

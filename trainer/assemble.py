@@ -1,58 +1,36 @@
 """Recipe -> run: the one place where settings become objects."""
 
-import json
-import platform
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from torch.nn import Parameter
 
-from trainer import __version__
 from trainer.adapters.trainable import Trainable
+from trainer.beginning import check_beginning, run_folder_of, write_beginning
 from trainer.core.clock import Clock
-from trainer.core.device import pick_device
-from trainer.core.errors import CheckpointError
-from trainer.core.files import write_atomically
+from trainer.core.device import bytes_of_size, cap_memory
 from trainer.core.log import logger
 from trainer.core.progress import Phases
-from trainer.core.run_folder import RunFolder
 from trainer.core.seeds import Seeds
 from trainer.data.account import Account
 from trainer.data.batches import CachedBatches
 from trainer.evaluation.previews import Previews
 from trainer.families.model import DiffusionModel
+from trainer.loop.ahead import Ahead, making
 from trainer.loop.checkpoints import Checkpoints
+from trainer.loop.compiling import Blocks, chosen_mode
+from trainer.loop.graphs import Graphs
+from trainer.loop.ledger import Ledger
+from trainer.loop.passing import Passing, Plain
 from trainer.loop.run import Run
+from trainer.optim.flat import FlatGroups
 from trainer.preparing import mend_cache, open_accelerator, prepare_data
 from trainer.publishing import facts_of_run
-from trainer.recipe.reading import read_recipe, write_recipe
 from trainer.recipe.recipe import Recipe
 from trainer.tracking.trackers import Trackers
-from trainer.weights.adapter_digests import digest_of_adapter
-from trainer.weights.export import export
-from trainer.weights.lora_state import LoraState
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-MAY_CHANGE = frozenset({"steps", "previews", "trackers", "checkpoints", "export", "runs", "captioner"})
-"""Keys of a recipe that a resumed run may have otherwise than before: none decides a step that is already made."""
-
-_PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "bitsandbytes", "datasets", "safetensors")
-
-
-def run_folder_of(recipe: Recipe) -> RunFolder:
-    """The folder that a recipe's run has, or will have."""
-    return RunFolder(recipe.runs / recipe.name)
-
-
-def is_finished(recipe: Recipe) -> bool:
-    """Whether the run has made all the steps that its recipe asked for."""
-    folder = run_folder_of(recipe)
-    result = recipe.export.result(folder.result)
-    return result.exists() and read_recipe(folder.recipe).steps >= recipe.steps
 
 
 def assemble(recipe: Recipe, *, resume: bool, progress: Phases) -> Run:
@@ -69,9 +47,13 @@ def assemble(recipe: Recipe, *, resume: bool, progress: Phases) -> Run:
     """
     folder = run_folder_of(recipe)
     folder.create()
-    _check_beginning(recipe, folder, resume=resume)
+    check_beginning(recipe, folder, resume=resume)
     recipe.model.check()
     accelerator = open_accelerator(recipe)
+    recipe.optimizer.check(accelerator.device)
+    if recipe.memory is not None:
+        cap_memory(bytes_of_size(recipe.memory), accelerator.device)
+    _compile_mode(recipe, accelerator)  # what it cannot do is said before anything is loaded
     model, account, report = prepare_data(recipe, folder, accelerator, progress)
     logger.info("%s", report)
     state = Checkpoints(folder, recipe.checkpoints).newest() if resume else None
@@ -83,11 +65,18 @@ def assemble(recipe: Recipe, *, resume: bool, progress: Phases) -> Run:
         main=accelerator.is_main_process,
         show=lambda step, facts: progress("training", step, recipe.steps, facts),
     )
-    run = _run(recipe, folder, model, account, accelerator, trackers)
+    model.prediction = recipe.objective.prediction or model.prediction  # previews are drawn by what is trained
+    asked = None
+    if recipe.previews.prompts and accelerator.is_main_process and not recipe.adapter.trains_words:
+        asked = recipe.previews.understood(model)  # while text encoders have the device to themselves
+        model.release_encoders()
+    trainable = recipe.adapter.attach(model, Seeds(recipe.seed))
     if state is None:
-        recipe.adapter.begin(run.trainable, model)
+        recipe.adapter.begin(trainable, model)
+    run = _run(recipe, model, account, accelerator, trackers, trainable)
+    run.previews.asked = asked
     if run.is_main:
-        _write_beginning(recipe, model, folder)
+        write_beginning(recipe, model, folder)
     if state is not None:
         run.restore(state)
         logger.info("Going on after step %d.", state.step)
@@ -96,18 +85,17 @@ def assemble(recipe: Recipe, *, resume: bool, progress: Phases) -> Run:
 
 def _run(
     recipe: Recipe,
-    folder: RunFolder,
     model: DiffusionModel,
     account: Account,
     accelerator: "Accelerator",
     trackers: Trackers,
+    trainable: Trainable,
 ) -> Run:
-    seeds = Seeds(recipe.seed)
-    model.prediction = recipe.objective.prediction or model.prediction  # previews are drawn by what is trained
-    trainable = recipe.adapter.attach(model, seeds)
+    seeds, folder = Seeds(recipe.seed), run_folder_of(recipe)
     if recipe.gradient_checkpointing:
-        model.use_gradient_checkpointing()
-    optimizer = recipe.optimizer.build(trainable.groups())
+        model.use_gradient_checkpointing(2 if recipe.gradient_checkpointing == "half" else 1)
+    flat = FlatGroups(trainable.groups(), whole=recipe.optimizer.joins and not recipe.adapter.moves_alone)
+    optimizer = trainable.driven(recipe.optimizer.build(flat.groups), recipe.clip_norm)
     rates = {str(group["name"]): float(group["lr"]) for group in optimizer.param_groups}
     averaged_here = _prepare(accelerator, model, trainable)
     batches = CachedBatches(
@@ -122,15 +110,21 @@ def _run(
         live_words=recipe.adapter.trains_words,
     )
     clock = Clock(steps=recipe.steps, batches_per_epoch=batches.batches_per_epoch, accumulate=recipe.accumulate)
+    make = making(batches, recipe.objective, model, seeds, accelerator.process_index)
     previews = Previews(
-        settings=recipe.previews, folder=folder, resolution=recipe.data.resolution, model=model, trainable=trainable
+        settings=recipe.previews,
+        folder=folder,
+        resolution=recipe.data.resolution,
+        model=model,
+        trainable=trainable,
+        batch=recipe.batch,
+        words_change=recipe.adapter.trains_words,
     )
 
     def write_result() -> Path:
         pictures = recipe.batch * recipe.accumulate * accelerator.num_processes
         facts = facts_of_run(recipe, account.training, model, clock, rates, pictures)
-        state = LoraState(tensors=trainable.state(), alphas=trainable.alphas())
-        return export(folder.result, state, model.naming, facts, recipe.export)
+        return trainable.write(folder.result, facts, recipe.export)
 
     return Run(
         accelerator=accelerator,
@@ -141,12 +135,17 @@ def _run(
         trainable=trainable,
         objective=recipe.objective,
         networks=tuple(model.network(part) for part in trainable.parts),
+        flat=flat,
+        ema=None if recipe.ema is None else recipe.ema.build(tuple(trainable.parameters())),
         averaged_here=averaged_here,
         optimizer=accelerator.prepare_optimizer(optimizer),
         rates=rates,
         rate=recipe.rate,
         clip_norm=recipe.clip_norm,
         batches=batches,
+        ahead=Ahead(make, accelerator.device, end=recipe.steps * recipe.accumulate),
+        passing=_passing(_compile_mode(recipe, accelerator), model, trainable),
+        ledger=Ledger(trackers, accelerator.device),
         previews=previews,
         preview_every=recipe.previews.every,
         checkpoints=Checkpoints(folder, recipe.checkpoints),
@@ -155,96 +154,39 @@ def _run(
     )
 
 
+def _compile_mode(recipe: Recipe, accelerator: "Accelerator") -> Literal["off", "blocks", "graph"]:
+    """How the run's passes are made.
+
+    Raises:
+        RecipeError: not as the recipe asks.
+    """
+    hindrances = {
+        "weights that stream (model.resident)": recipe.model.resident < 1,
+        "text encoders that are trained": recipe.adapter.trains_words,
+        "weights that are moved one by one": recipe.adapter.moves_alone,
+        "dropouts of loha and lokr": recipe.adapter.draws_on_processor,
+        "float16, whose loss is scaled": accelerator.scaler is not None,
+        "several processes": accelerator.num_processes > 1,
+    }
+    found = [name for name, there in hindrances.items() if there]
+    return chosen_mode(recipe.compile, accelerator.device, found)
+
+
+def _passing(mode: Literal["off", "blocks", "graph"], model: DiffusionModel, trainable: Trainable) -> Passing:
+    if mode == "off":
+        return Plain()
+    return Blocks(model.denoiser) if mode == "blocks" else Graphs(tuple(trainable.parameters()))
+
+
 def _prepare(accelerator: "Accelerator", model: DiffusionModel, trainable: Trainable) -> tuple[Parameter, ...]:
     """Let accelerate take every trained network; gives the parameters whose gradients it does not average."""
     averaged_here: list[Parameter] = []
-    groups = {group.name: group.parameters for group in trainable.groups()}
-    words = {part: word for word, part in model.text_parts.items()}
+    words = set(model.text_parts.values())
     for part in trainable.parts:
         # torch's wrapper for several processes waits for the gradients of all that a network gives back, and what the
         # last layer of Stable Diffusion XL's first text encoder gives back is never read: no wrapper around those
         reads_words = part in words
         network = accelerator.prepare_model(model.network(part), evaluation_mode=reads_words)
         model.set_network(part, network)
-        averaged_here += groups[words[part]] if reads_words else ()
+        averaged_here += [own for own in network.parameters() if own.requires_grad] if reads_words else []
     return tuple(averaged_here)
-
-
-def _check_beginning(recipe: Recipe, folder: RunFolder, *, resume: bool) -> None:
-    """Make sure that what is in the folder and what is asked for belong together.
-
-    Raises:
-        CheckpointError: they do not.
-        WeightsError: the file that a new run begins with is missing.
-    """
-    if not folder.recipe.is_file():
-        for path in _files_of(recipe).values():
-            digest_of_adapter(path)  # what is missing is said before anything is encoded
-        return
-    if not resume:
-        raise CheckpointError(
-            "This run has begun already.",
-            where=str(folder.root),
-            mend="Go on with --resume, or give the recipe another name.",
-        )
-    before = read_recipe(folder.recipe).model_dump(mode="json")
-    now = recipe.model_dump(mode="json")
-    changed = sorted(key for key in now if now[key] != before.get(key) and key not in MAY_CHANGE)
-    if changed:
-        raise CheckpointError(
-            f"The recipe has changed since this run began: {', '.join(changed)}.",
-            where=str(folder.recipe),
-            mend=f"Only {', '.join(sorted(MAY_CHANGE))} may change; put it back, or give the recipe another name.",
-        )
-    began_with = _read_environment(folder).get("files", {})
-    for key, path in _files_of(recipe).items():
-        if path.exists() and digest_of_adapter(path) != began_with.get(key):  # it may be gone: it did its part
-            raise CheckpointError(
-                f"The file of {key} is another one than when this run began.",
-                where=str(path),
-                mend="Put the old file back, or give the recipe another name.",
-            )
-
-
-def _files_of(recipe: Recipe) -> dict[str, Path]:
-    """LoRAs that decide the result, by their keys in the recipe."""
-    return {**recipe.adapter.files, **recipe.model.files}
-
-
-def _write_beginning(recipe: Recipe, model: DiffusionModel, folder: RunFolder) -> None:
-    """Write the recipe as resolved and the environment; from now on the run has begun."""
-    environment = {
-        "trainer": __version__,
-        "python": platform.python_version(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": _device_name(),
-        "threads": torch.get_num_threads(),
-        "seed": recipe.seed,
-        "packages": {name: _version_of(name) for name in _PACKAGES},
-    }
-    before = _read_environment(folder)
-    # as they were when the run began; they may be gone by now
-    files = before.get("files") or {key: digest_of_adapter(path) for key, path in _files_of(recipe).items()}
-    environment |= {"files": files} if files else {}
-    environment |= {} if model.revision is None else {"revision": model.revision}
-    if before and before != environment:
-        logger.warning("This run began on another machine or with other versions; bits may differ from now on.")
-    write_atomically(folder.environment, json.dumps(environment, indent=1))
-    write_atomically(folder.recipe, write_recipe(recipe))
-
-
-def _read_environment(folder: RunFolder) -> dict[str, Any]:  # Any: JSON of many kinds
-    """The environment in which a run began; empty where it has not begun."""
-    return json.loads(folder.environment.read_text(encoding="utf-8")) if folder.environment.is_file() else {}
-
-
-def _device_name() -> str:
-    device = pick_device()
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else (platform.processor() or device.type)
-
-
-def _version_of(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from trainer.adapters.trainable import Surroundings
 from trainer.core.device import pick_device
+from trainer.core.errors import RecipeError
 from trainer.core.files import replacing, write_atomically
 from trainer.core.log import logger
 from trainer.core.progress import Phases
@@ -15,7 +17,7 @@ from trainer.core.run_folder import RunFolder
 from trainer.core.seeds import Seeds
 from trainer.data import planning
 from trainer.data.account import MOST_LISTED, Account
-from trainer.data.captions import captions_needed
+from trainer.data.captions import captions_needed, needed_captions
 from trainer.data.decoder import PictureWork
 from trainer.data.encoding import WordsWork
 from trainer.data.filling import CacheReport, Needs, encode_again, fill_cache
@@ -35,15 +37,47 @@ def prepare_data(
     recipe: Recipe, folder: RunFolder | None, accelerator: "Accelerator", progress: Phases
 ) -> tuple[DiffusionModel, Account, CacheReport]:
     """Look at the data and encode it, each process its share; when this returns, all of it is in the cache."""
+    recipe.adapter.check_surroundings(surroundings_of(recipe, accelerator.num_processes))
     model = recipe.model.load(recipe.precision, accelerator.device)  # its networks come when they are first used
     recipe.adapter.check(model)  # a mistake is said before hours of encoding, not after
+    recipe.adapter.check_export(model, recipe.export)
     with accelerator.main_process_first():  # the others find the pictures drawn, and the verdicts remembered
         draw_class_pictures(recipe, model, progress)
         account = look_at_data(recipe, folder if accelerator.is_main_process else None, progress)
+    _check_new_words(recipe, account, model)
     share = planning.Share(rank=accelerator.process_index, world=accelerator.num_processes)
     report = cache_data(recipe, account, model, progress, share)
     accelerator.wait_for_everyone()
     return model, account, _of_all(report, accelerator)
+
+
+def surroundings_of(recipe: Recipe, processes: int = 1) -> Surroundings:
+    """What a recipe asks for beside its adapter, as far as adapters must know."""
+    return Surroundings(
+        export=recipe.export,
+        optimizer=recipe.optimizer,
+        precision=recipe.precision,
+        accumulate=recipe.accumulate,
+        processes=processes,
+        asks_base=any(part.target == "base" for part in recipe.data.parts),
+        frozen_base=recipe.model.quantize != "none" or recipe.model.resident < 1,
+    )
+
+
+def _check_new_words(recipe: Recipe, account: Account, model: DiffusionModel) -> None:
+    """Make sure that every word which is to be learned stands in a caption.
+
+    Raises:
+        RecipeError: one does not.
+    """
+    for word in recipe.adapter.new_words:
+        captions = needed_captions(account.training, recipe.data.rules_of, Seeds(recipe.seed))
+        if not any(model.vocabulary.has(word, caption) for caption in captions):
+            raise RecipeError(
+                f"The new word {word} stands in no caption, so nothing would teach it.",
+                where="adapter.words",
+                mend=f'Set data.captions.trigger: "{word}", or write it into the captions.',
+            )
 
 
 def _of_all(report: CacheReport, accelerator: "Accelerator") -> CacheReport:

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from PIL import Image, ImageDraw
 
-from trainer.assemble import assemble, run_folder_of
+from trainer.assemble import assemble
+from trainer.beginning import run_folder_of
 from trainer.core.events import read_events
 from trainer.core.progress import Silence
 from trainer.loop.train import train
@@ -86,7 +87,7 @@ def test_losses_are_unmoved(small_model: Path, tmp_path: Path, weighting: dict[s
             "resolution": 16,
             "cache": {"folder": str(tmp_path / "cache")},
         },
-        "adapter": {"rank": 4, "layers": ["attention", "convolution"]},
+        "adapter": {"kind": "lora", "rank": 4, "layers": ["attention", "convolution"]},
         "optimizer": {"kind": "adamw", "rate": 0.02},
         "objective": {"weighting": weighting},
         "batch": 2,

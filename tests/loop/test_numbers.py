@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.assemble import assemble, run_folder_of
+from trainer.assemble import assemble
+from trainer.beginning import run_folder_of
 from trainer.core.errors import NonFiniteError
 from trainer.core.progress import Silence
 from trainer.core.tensors import read_tensors
@@ -63,8 +64,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_nothing(
     with pytest.raises(NonFiniteError, match="step 4") as caught, run.trackers:
         train(run)
     assert caught.value.exit_code == 5
-    key = run.batches.numbered(run.clock.batch + 1).keys[0]
-    assert key[:12] in str(caught.value)
+    for number in (3 * run.clock.accumulate, 3 * run.clock.accumulate + 1):
+        for key in run.batches.numbered(number).keys:
+            assert key[:12] in str(caught.value)
+    assert all(bool(parameter.isfinite().all()) for parameter in run.trainable.parameters())
     folder = run_folder_of(recipe)
     assert not folder.result.exists()
     saved = Checkpoints(folder, recipe.checkpoints).newest()

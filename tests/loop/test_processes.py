@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.assemble import run_folder_of
+from trainer.beginning import run_folder_of
 from trainer.core.events import read_events
 from trainer.core.tensors import read_tensors
 from trainer.recipe.recipe import Recipe

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.assemble import assemble, is_finished, run_folder_of
+from trainer.assemble import assemble
+from trainer.beginning import is_finished, run_folder_of
 from trainer.core.errors import CheckpointError
 from trainer.core.progress import Silence
 from trainer.loop.train import train

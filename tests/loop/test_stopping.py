@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.assemble import assemble, run_folder_of
+from trainer.assemble import assemble
+from trainer.beginning import run_folder_of
 from trainer.core.events import read_events
 from trainer.core.progress import Silence
 from trainer.loop.checkpoints import Checkpoints

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.assemble import assemble, is_finished, run_folder_of
+from trainer.assemble import assemble
+from trainer.beginning import is_finished, run_folder_of
 from trainer.core.errors import CheckpointError, RecipeError, WeightsError
 from trainer.core.events import read_events
 from trainer.core.files import digest_of
@@ -18,6 +19,7 @@ from trainer.core.progress import Silence
 from trainer.core.tensors import read_header, read_tensors
 from trainer.loop.run import Run
 from trainer.loop.train import step, train
+from trainer.optim.flat import Stretch
 from trainer.preparing import plan_data
 from trainer.recipe.recipe import Recipe
 
@@ -41,10 +43,6 @@ def elsewhere(recipe: Recipe, name: str) -> Recipe:
     return recipe.model_copy(update={"runs": Path(recipe.runs) / name})
 
 
-def keep_gradients(_optimizer: object) -> None:
-    """In the place of `zero_grad`."""
-
-
 def check_resumes(recipe: Recipe, tmp_path: Path) -> Path:
     """Stop after every step and go on: the bytes are those of the unbroken run, which is given."""
     result = finish(recipe)
@@ -66,7 +64,7 @@ def test_both_text_encoders_of_sdxl_resume_to_the_same_bytes(
     recipe_of: Callable[..., Recipe], small_sdxl: Path, tmp_path: Path
 ) -> None:
     rates = {"unet": 5e-3, "te1": 2e-3, "te2": 1e-3}
-    adapter = {"rank": 4, "dropout": 0.1, "layers": ["transformer", "te1", "te2"], "rates": rates}
+    adapter = {"kind": "lora", "rank": 4, "dropout": 0.1, "layers": ["transformer", "te1", "te2"], "rates": rates}
     model = {"kind": "sdxl", "weights": str(small_sdxl)}
     recipe = recipe_of(model=model, adapter=adapter, steps=3)
     result = check_resumes(recipe, tmp_path)
@@ -144,13 +142,13 @@ def test_one_step_moves_each_part_at_its_rate(
     recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first step of AdamW by hand (arXiv:1711.05101, Algorithm 2): both means are the gradient's own."""
-    adapter = {"rank": 4, "layers": ["attention", "te1"], "rates": {"unet": 3e-3, "te1": 2e-4}}
+    adapter = {"kind": "lora", "rank": 4, "layers": ["attention", "te1"], "rates": {"unet": 3e-3, "te1": 2e-4}}
     optimizer = {"kind": "adamw", "rate": 0.5, "weight_decay": 0.1}
     run = begin(recipe_of(adapter=adapter, optimizer=optimizer, rate={"kind": "constant"}))
     for network in run.networks:
         network.train()
     before = {name: tensor.clone() for name, tensor in run.trainable.state().items()}
-    monkeypatch.setattr(type(run.optimizer), "zero_grad", keep_gradients)
+    monkeypatch.setattr(Stretch, "drop", Stretch.share)  # gradients stay where they can be read
     with run.trackers:
         step(run)
     gradients: dict[str, torch.Tensor] = {}
@@ -192,7 +190,7 @@ def test_checkpointed_gradients_are_the_same_gradients(recipe_of: Callable[..., 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
 def test_the_text_encoder_can_be_trained_alone(recipe_of: Callable[..., Recipe], precision: str) -> None:
-    adapter = {"rank": 4, "layers": ["te1"]}
+    adapter = {"kind": "lora", "rank": 4, "layers": ["te1"]}
     run = begin(recipe_of(precision, adapter=adapter, precision=precision, steps=2))
     before = {name: tensor.clone() for name, tensor in run.trainable.state().items()}
     with run.trackers:
@@ -211,7 +209,7 @@ def test_a_result_in_peft_s_layout_is_a_finished_run(recipe_of: Callable[..., Re
 
 
 def test_an_unknown_part_is_said_before_anything_is_encoded(recipe_of: Callable[..., Recipe]) -> None:
-    recipe = recipe_of(adapter={"rank": 4, "layers": ["attention", "te2"]})
+    recipe = recipe_of(adapter={"kind": "lora", "rank": 4, "layers": ["attention", "te2"]})
     with pytest.raises(RecipeError, match="no layers called te2"):
         begin(recipe)
     assert not list(recipe.data.cache.folder.rglob("shard-*"))

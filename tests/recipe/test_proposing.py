@@ -7,7 +7,7 @@ import pytest
 from trainer.core.device import Precision
 from trainer.data.example import Example, Size
 from trainer.recipe.parsing import read_settings
-from trainer.recipe.proposing import GIBIBYTE, Kind, Occasion, propose
+from trainer.recipe.proposing import Kind, Occasion, Pace, largest_batch, propose
 from trainer.recipe.recipe import Recipe
 
 
@@ -32,7 +32,7 @@ def proposed(
     *,
     name: str = "my-cat",
     images: str = "pictures/cat",
-    gibibytes: float = 8,
+    pace: Pace | None = None,
     bundled: bool = False,
 ) -> tuple[str, Recipe]:
     text = propose(
@@ -44,8 +44,8 @@ def proposed(
             base="bundled" if bundled else "models/sd15",
             bundled=bundled,
             resolution=64 if bundled else 512,
-            memory=int(gibibytes * GIBIBYTE),
             precision=Precision.bfloat16,
+            pace=pace or Pace(batch=4),
         )
     )
     return text, read_settings(text, "proposal", (), Recipe)
@@ -70,12 +70,19 @@ def test_more_pictures_ask_for_more_steps_within_reason() -> None:
     assert steps[3] == steps[4]
 
 
-def test_memory_decides_on_batch_and_checkpointing() -> None:
-    plans = [
-        (recipe.batch, recipe.gradient_checkpointing)
-        for recipe in (proposed(gibibytes=size)[1] for size in (2, 4, 8, 24))
-    ]
-    assert plans == [(1, True), (2, True), (4, False), (4, False)]
+def test_what_makes_it_fit_stands_in_the_recipe() -> None:
+    tight = Pace(batch=1, checkpointing="half", quantize="nf4", resident=0.5, note="Planned: 3 GiB.")
+    text, recipe = proposed(pace=tight)
+    assert (recipe.batch, recipe.gradient_checkpointing) == (1, "half")
+    assert (recipe.model.quantize, recipe.model.resident) == ("nf4", 0.5)
+    assert "# Planned: 3 GiB." in text
+    assert "quantize" not in proposed()[0]
+
+
+def test_few_pictures_and_the_kind_bound_the_batch() -> None:
+    assert largest_batch(Kind.character, examples(3), bundled=False) == 3
+    assert largest_batch(Kind.character, examples(300), bundled=False) == 4
+    assert largest_batch(Kind.domain, examples(300), bundled=False) == 16
 
 
 def test_few_pictures_are_repeated_unless_the_folder_says_so() -> None:

@@ -18,7 +18,7 @@ VERBS = {
     "init": "Look at your pictures and write a recipe that is ready to run.",
     "doctor": "Examine the pictures and captions of a recipe.",
     "caption": "Write the missing captions next to the pictures of a recipe or a folder.",
-    "plan": "Show sources, buckets, epochs and cache of a run before it begins.",
+    "plan": "Show sources, buckets, epochs and cache of a run before it begins, and the memory and time that it needs.",
     "cache": "Encode pictures and words once.",
     "train": "Run a recipe from its start, or from where it stopped.",
     "sample": "Draw prompts with or without an adapter.",
@@ -34,8 +34,8 @@ _INTERRUPTED = 130
 def run(arguments: Sequence[str]) -> int:
     """Do what the command line asks for; gives the exit code.
 
-    A TrainerError becomes its message on standard error and its exit code; anything else that goes wrong is a bug of
-    ours, and is raised.
+    A TrainerError becomes its message on standard error and its exit code, and so does memory that has run out;
+    anything else that goes wrong is a bug of ours, and is raised.
     """
     debug = _debug_in(arguments)
     try:
@@ -49,9 +49,24 @@ def run(arguments: Sequence[str]) -> int:
         else:
             tell(str(error))
         return error.exit_code
+    except (MemoryError, RuntimeError) as error:
+        return _ran_out(error, debug=debug)
     except KeyboardInterrupt:
         return _INTERRUPTED
     return 0
+
+
+def _ran_out(error: MemoryError | RuntimeError, *, debug: bool) -> int:
+    """Tell of memory that has run out; any other error is raised again."""
+    from trainer.core.memory import as_message, ran_out
+
+    if not ran_out(error):
+        raise error
+    if debug:
+        traceback.print_exception(error)
+    message = as_message(error)
+    tell(str(message))
+    return message.exit_code
 
 
 def application(arguments: Sequence[str]) -> typer.Typer:

@@ -20,7 +20,8 @@ from trainer.core.settings import Settings
 from trainer.core.tensors import read_tensors, write_tensors
 
 FORMAT = 1
-_TRAINED, _OPTIMIZER, _REST, _MANIFEST = "trained.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+_TRAINED, _OPTIMIZER, _EMA = "trained.safetensors", "optimizer.safetensors", "ema.safetensors"
+_REST, _MANIFEST = "state.json", "manifest.json"
 
 
 class CheckpointSettings(Settings):
@@ -41,6 +42,7 @@ class State:
     trained: Mapping[str, Tensor]
     optimizer: Mapping[str, Tensor]
     optimizer_facts: Mapping[str, Any]
+    ema: Mapping[str, Tensor] | None = None  # averages of the weights, where the recipe asks for them
     scaler: Mapping[str, float | int] | None  # float16's loss scaling
 
 
@@ -119,6 +121,8 @@ class Checkpoints:
 def _write(folder: Path, state: State) -> None:
     write_tensors(folder / _TRAINED, state.trained)
     write_tensors(folder / _OPTIMIZER, state.optimizer)
+    if state.ema is not None:
+        write_tensors(folder / _EMA, state.ema)
     rest = {
         "step": state.step,
         "pictures": state.pictures,
@@ -128,7 +132,7 @@ def _write(folder: Path, state: State) -> None:
     write_atomically(folder / _REST, json.dumps(rest, indent=1, allow_nan=False))
     files = {
         name: {"bytes": (folder / name).stat().st_size, "sha256": digest_of(folder / name)}
-        for name in (_TRAINED, _OPTIMIZER, _REST)
+        for name in (_TRAINED, _OPTIMIZER, *(() if state.ema is None else (_EMA,)), _REST)
     }
     manifest = {"format": FORMAT, "trainer": __version__, "step": state.step, "files": files}
     write_atomically(folder / _MANIFEST, json.dumps(manifest, indent=1))
@@ -138,7 +142,8 @@ def _read(folder: Path) -> State:
     """A checkpoint's content, after checking every file against the manifest."""
     try:
         manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-        for name in (_TRAINED, _OPTIMIZER, _REST):
+        averaged = _EMA in manifest["files"]
+        for name in (_TRAINED, _OPTIMIZER, *((_EMA,) if averaged else ()), _REST):
             expected = manifest["files"][name]
             if (folder / name).stat().st_size != expected["bytes"] or digest_of(folder / name) != expected["sha256"]:
                 raise _damaged(folder, f"{name} does not match the manifest")
@@ -151,6 +156,7 @@ def _read(folder: Path) -> State:
             trained=read_tensors(folder / _TRAINED),
             optimizer=read_tensors(folder / _OPTIMIZER),
             optimizer_facts=rest["optimizer"],
+            ema=read_tensors(folder / _EMA) if averaged else None,
             scaler=rest["scaler"],
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -1,6 +1,7 @@
 """All that one training run is made of."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,13 +10,21 @@ import torch
 
 from trainer.adapters.trainable import Trainable
 from trainer.core.clock import Clock
+from trainer.core.errors import CheckpointError
 from trainer.core.run_folder import RunFolder
 from trainer.core.seeds import Seeds
 from trainer.data.batches import CachedBatches
 from trainer.evaluation.previews import Previews
 from trainer.families.model import DiffusionModel
+from trainer.loop.ahead import Ahead
 from trainer.loop.checkpoints import Checkpoints, State
+from trainer.loop.ledger import Ledger
+from trainer.loop.passing import Passing
 from trainer.objective.objective import Objective
+from trainer.optim.drawn import drawn_weights
+from trainer.optim.ema import Ema
+from trainer.optim.flat import FlatGroups
+from trainer.optim.fused_backward import OneByOne
 from trainer.optim.rates import Rate
 from trainer.optim.state import pack, unpack
 from trainer.tracking.trackers import Trackers
@@ -37,11 +46,16 @@ class Run:
     objective: Objective
     optimizer: torch.optim.Optimizer  # as accelerate prepared it
     networks: tuple[torch.nn.Module, ...]  # those that are trained, as accelerate prepared them
+    flat: FlatGroups  # the trained parameters, as the optimiser sees them
+    ema: Ema | None
     averaged_here: tuple[torch.nn.Parameter, ...]  # trained ones whose gradients accelerate does not average
     rates: Mapping[str, float]  # the full rate of each part, the denoiser's first
     rate: Rate
     clip_norm: float
     batches: CachedBatches
+    ahead: Ahead  # the same, and what is drawn for them, before they are asked for
+    passing: Passing
+    ledger: Ledger
     previews: Previews
     preview_every: int
     checkpoints: Checkpoints
@@ -61,6 +75,22 @@ class Run:
             group["lr"] = rates[group["name"]]
         return rates
 
+    def gather_gradients(self) -> list[torch.nn.Parameter]:
+        """The parameters that bear the step's gradients: few and long, and the same gradients in every process."""
+        self.average_gradients()
+        return self.flat.gather()
+
+    def shorten(self, parameters: list[torch.nn.Parameter]) -> torch.Tensor:
+        """Let the whole gradient be no longer than `clip_norm`; gives its length [] before.
+
+        Of weights that are moved in the backward pass, which is over, only the length is left to tell.
+        """
+        optimizer = bare(self.optimizer)
+        if isinstance(optimizer, OneByOne) and optimizer.fused:
+            return optimizer.norm.to(self.accelerator.device)
+        norm: Any = self.accelerator.clip_grad_norm_(parameters, self.clip_norm)  # a tensor, as no plugin is in use
+        return norm
+
     def average_gradients(self) -> None:
         """Let each process have the mean of all processes' gradients, where accelerate does not see to it."""
         gradients = [parameter.grad for parameter in self.averaged_here if parameter.grad is not None]
@@ -71,9 +101,16 @@ class Run:
         for gradient, part in zip(gradients, mean.split([gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
+    @contextmanager
+    def drawn(self) -> Generator[None, None, None]:
+        """Inside, the model is as it shall be drawn and exported, and nobody else uses it."""
+        shown = drawn_weights(bare(self.optimizer)) if self.ema is None else self.ema.averaged()
+        with self.ahead.resting(), self.passing.resting(), shown:
+            yield
+
     def state(self) -> State:
         """All that the run needs to go on from here."""
-        tensors, facts = pack(_bare(self.optimizer))
+        tensors, facts = pack(bare(self.optimizer))
         scaler = self.accelerator.scaler
         return State(
             step=self.clock.step,
@@ -81,18 +118,31 @@ class Run:
             trained=self.trainable.state(),
             optimizer=tensors,
             optimizer_facts=facts,
+            ema=None if self.ema is None else self.ema.state(),
             scaler=None if scaler is None else scaler.state_dict(),
         )
 
     def restore(self, state: State) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state.
+
+        Raises:
+            CheckpointError: it is of another recipe.
+        """
         self.clock.step, self.clock.pictures = state.step, state.pictures
         self.trainable.load_state(state.trained)
-        unpack(_bare(self.optimizer), dict(state.optimizer), dict(state.optimizer_facts))
+        unpack(bare(self.optimizer), dict(state.optimizer), dict(state.optimizer_facts))
+        if (self.ema is None) != (state.ema is None):
+            raise CheckpointError(
+                "The checkpoint and the recipe differ in whether the weights are averaged.",
+                where="ema",
+                mend="Resume with the recipe that the run was started with.",
+            )
+        if self.ema is not None and state.ema is not None:
+            self.ema.load_state(state.ema)
         if self.accelerator.scaler is not None and state.scaler is not None:
             self.accelerator.scaler.load_state_dict(dict(state.scaler))
 
 
-def _bare(optimizer: Any) -> torch.optim.Optimizer:
+def bare(optimizer: Any) -> torch.optim.Optimizer:
     """The optimiser inside accelerate's shell."""
     return getattr(optimizer, "optimizer", optimizer)  # the shell has the attribute, a plain optimiser has not

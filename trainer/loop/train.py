@@ -1,6 +1,6 @@
 """THE training loop: every regular deed stands here, in the order in which it happens."""
 
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from trainer.batch import Batch, Conditioning
-from trainer.core.device import peak_bytes
-from trainer.core.errors import NonFiniteError
+from trainer.loop.ahead import Ready
+from trainer.loop.rehearsal import rehearse
 from trainer.loop.run import Run
 from trainer.loop.stopping import Stopped, Stopper
+from trainer.optim.flat import silence_unless
 
 
 def train(run: Run) -> Path:
@@ -23,12 +24,15 @@ def train(run: Run) -> Path:
     Raises:
         Stopped: SIGINT or SIGTERM came; everything is saved.
         NonFiniteError: the loss or the gradient is NaN or infinite; the last checkpoint is whole.
+        MemoryPlanError: the largest batch does not fit into memory; nothing was trained.
     """
-    with Stopper() as stopper:
+    with Stopper() as stopper, run.ahead:
         if run.is_main:
             run.previews.draw_base()
         for network in run.networks:
             network.train()
+        if not run.clock.done:
+            rehearse(run, one_pass)
         while not run.clock.done and stopper.asked is None:
             step(run)
             if run.clock.due(run.preview_every) or (run.clock.done and stopper.asked is None):
@@ -37,50 +41,50 @@ def train(run: Run) -> Path:
                 save(run)
         if stopper.asked is not None and not run.clock.done:
             raise Stopped(stopper.asked)
-        result = run.export() if run.is_main else run.folder.result
+        with run.drawn():
+            result = run.export() if run.is_main else run.folder.result
         run.trackers.event("done", run.clock.step, result=result.name)
     return result
 
 
 def step(run: Run) -> None:
-    """One movement of the weights, and its line in the events."""
-    started = time.perf_counter()
-    losses: list[Tensor] = []
-    pictures = 0
+    """One movement of the weights, and its line in the ledger; nothing here waits for the device."""
+    began = run.ledger.begin()
     rates = run.set_rates()
-    batches = run.batches.starting_at(run.clock.batch)
-    for _, batch in zip(range(run.clock.accumulate), batches, strict=False):
-        losses.append(one_pass(run, batch.to(run.accelerator.device)))
-        pictures += batch.total
-    run.clock.tick(pictures)
-    loss: Any = run.accelerator.reduce(torch.stack(losses).mean(), "mean")  # a tensor comes back for a tensor
-    seconds = time.perf_counter() - started
-    run.trackers.step(
-        run.clock.step, loss=float(loss), rates=rates, seconds=seconds, peak_bytes=peak_bytes(run.accelerator.device)
-    )
+    losses: list[Tensor] = []
+    batches: list[Batch] = []
+    for number in range(run.clock.batch, run.clock.batch + run.clock.accumulate):
+        ready = run.ahead.take(number)
+        # layers with chance of their own (dropout) ask torch's generator: it too is a function of the place
+        torch.manual_seed(ready.layers)
+        with run.accelerator.accumulate(*run.networks):
+            losses.append(run.passing(partial(one_pass, run), ready))
+        batches.append(ready.batch)
+    own = torch.stack(losses)
+    loss: Any = run.accelerator.reduce(own.mean(), "mean")  # a tensor comes back for a tensor
+    norm = move(run, loss)
+    run.clock.tick(sum(batch.total for batch in batches))
+    if run.ema is not None:
+        run.ema.update(run.clock.step)
+    keys = [batch.keys for batch in batches]
+    run.ledger.enter(run.clock.step, began, torch.cat((torch.stack((loss, norm)), own)), rates, keys)
 
 
-def one_pass(run: Run, batch: Batch) -> Tensor:
-    """One forward and one backward pass; the weights move when enough passes are summed. Returns the loss, []."""
-    # layers with chance of their own (dropout) ask torch's generator: it too is a function of the place
-    torch.manual_seed(run.seeds.integer("layers", batch.number, run.accelerator.process_index))
-    with run.accelerator.accumulate(*run.networks):
-        words = meaning(run, batch)
-        loss = run.objective(
-            lambda noisy, t, b: run.model.predict(noisy, run.model.schedule.index(t), words, b.geometry),
-            batch,
-            run.model.schedule,
-            run.model.prediction,
-            run.seeds,
-            world=run.accelerator.num_processes,
-        )
-        run.accelerator.backward(loss.value)
-        if run.accelerator.sync_gradients:
-            run.average_gradients()
-            norm = run.accelerator.clip_grad_norm_(run.trainable.parameters(), run.clip_norm)
-            refuse_non_finite(run, loss.value, norm, batch)
-        run.optimizer.step()
-        run.optimizer.zero_grad()
+def one_pass(run: Run, ready: Ready) -> Tensor:
+    """One forward and one backward pass, which adds to the gradients. Returns the loss, []."""
+    words = meaning(run, ready.batch)
+
+    def predict(noisy: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        asked = words if batch is ready.batch else meaning(run, batch)
+        return run.model.predict(noisy, run.model.schedule.index(t), asked, batch.geometry)
+
+    def base(noisy: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        with torch.no_grad(), run.trainable.silenced():
+            return run.model.predict(noisy, run.model.schedule.index(t), meaning(run, batch), batch.geometry)
+
+    world = run.accelerator.num_processes
+    loss = run.objective.loss(predict, ready.batch, ready.drawn, run.model.prediction, world=world, base=base)
+    run.accelerator.backward(loss.value)
     return loss.value.detach()
 
 
@@ -89,26 +93,27 @@ def meaning(run: Run, batch: Batch) -> Conditioning:
     return batch.words if isinstance(batch.words, Conditioning) else run.model.encode_words_live(batch.words)
 
 
-def refuse_non_finite(run: Run, loss: Tensor, norm: Tensor | None, batch: Batch) -> None:
-    """Stop before a NaN reaches the weights.
+def move(run: Run, loss: Tensor) -> Tensor:
+    """Move the weights, unless loss or gradient is not finite: the ledger then stops the run, a little later.
 
-    Raises:
-        NonFiniteError: the loss is not finite; or the gradient is not, where no loss scaling expects that now and then.
+    Returns:
+        The length of the gradient [] before it was shortened; 0 with loss scaling, which expects infinite ones.
     """
-    scaled = run.accelerator.scaler is not None
-    watched = loss.detach() if norm is None or scaled else loss.detach() + norm
-    if not torch.isfinite(watched):
-        raise NonFiniteError(
-            f"The loss or its gradient is not a finite number in step {run.clock.step + 1}.",
-            where=f"pictures {', '.join(key[:12] for key in batch.keys)} (see data.json)",
-            mend="Lower optimizer.rate, or use precision: bfloat16 or float32; the last checkpoint is whole.",
-        )
+    parameters = run.gather_gradients()
+    norm = run.shorten(parameters)
+    silence_unless(torch.isfinite(loss + norm), parameters)
+    run.optimizer.step()
+    run.flat.drop()
+    run.trainable.after_step()
+    return norm if run.accelerator.scaler is None else torch.zeros_like(loss)
 
 
 def preview(run: Run) -> None:
     """Draw the recipe's prompts."""
+    run.ledger.settle()
     if run.is_main:
-        sheet = run.previews.draw(run.clock.step)
+        with run.drawn():
+            sheet = run.previews.draw(run.clock.step)
         if sheet is not None:
             run.trackers.pictures(run.clock.step, {"grid": sheet})
     run.accelerator.wait_for_everyone()
@@ -116,6 +121,7 @@ def preview(run: Run) -> None:
 
 def save(run: Run) -> None:
     """Save everything, so that the run can go on from here."""
+    run.ledger.settle()
     if run.is_main:
         path = run.checkpoints.save(run.state())
         run.trackers.event("checkpoint", run.clock.step, path=path.name)

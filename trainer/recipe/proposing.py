@@ -5,21 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from statistics import median
+from typing import Literal
 
 from trainer.core.device import Precision
 from trainer.data.captions import has_trigger
 from trainer.data.example import Example
 from trainer.recipe.parsing import inline
-
-GIBIBYTE = 1 << 30
-
-# Bytes for a LoRA on Stable Diffusion 1.5 at 512 pixels in 16 bits, live storage counted on the published
-# configuration: 1.6 GiB of weights, 0.26 GiB a picture with gradient checkpointing and 0.88 without. To these come the
-# driver's own share, the allocator's loss and the decoder while previews are drawn.
-_FIXED = 2.5
-_A_PICTURE, _A_PICTURE_PLAIN = 0.35, 1.0
-_USABLE = 0.85
-_PIXELS = 512 * 512
 
 _NEARLY_ALL = 0.8
 
@@ -53,6 +44,17 @@ _HABITS = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """What a recipe says so that it fits into memory and is quick."""
+
+    batch: int
+    checkpointing: bool | Literal["half"] = False
+    quantize: str = "none"
+    resident: float = 1.0
+    note: str = ""  # what it needs, for a person
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Occasion:
     """What a recipe is proposed for."""
 
@@ -63,14 +65,20 @@ class Occasion:
     base: str  # as `model.weights` names it
     bundled: bool  # the small model of the package: other rates, and memory is no question
     resolution: int  # pixels a side that the base was trained for
-    memory: int  # bytes that the run may use
     precision: Precision
+    pace: Pace
+
+
+def largest_batch(kind: Kind, examples: Sequence[Example], *, bundled: bool) -> int:
+    """Pictures at once beyond which nothing is gained."""
+    return 8 if bundled else max(1, min(_HABITS[kind].largest_batch, len(examples)))
 
 
 def propose(occasion: Occasion) -> str:
     """A recipe as text: short, with reasons beside what is not plain; it can be run as it stands."""
     habit = _HABITS[occasion.kind]
-    batch, checkpointing = _fitting(occasion, habit)
+    pace = occasion.pace
+    batch, checkpointing = pace.batch, str(pace.checkpointing).lower()
     seen = min(max(habit.views * len(occasion.examples), habit.fewest), habit.most)
     steps = 40 * max(1, round(seen / batch / 40))
     every = steps // 4
@@ -83,7 +91,7 @@ def propose(occasion: Occasion) -> str:
         "# yaml-language-server: $schema=recipe.schema.json",
         *(f"# {line}" for line in _header(occasion, habit, steps * batch)),
         f"name: {inline(occasion.name)}",
-        f"model: {{kind: {'sd1' if occasion.bundled else 'auto'}, weights: {inline(occasion.base)}}}",
+        f"model: {{kind: {'sd1' if occasion.bundled else 'auto'}, weights: {inline(occasion.base)}{_kept(pace)}}}",
         f"precision: {occasion.precision.value}",
         "data:",
         f"  sources: [{source}]",
@@ -94,7 +102,7 @@ def propose(occasion: Occasion) -> str:
         f"rate: {{kind: cosine, warmup: {min(100, max(1, steps // 15))}}}",
         f"batch: {batch}",
         f"steps: {steps}   # each picture is seen about {round(steps * batch / len(occasion.examples))} times",
-        f"gradient_checkpointing: {str(checkpointing).lower()}   # true: slower, but needs far less memory",
+        f"gradient_checkpointing: {checkpointing}   # true: slower, but needs far less memory; half: between",
         "previews:",
         f"  every: {every}",
         "  prompts:   # write here what you want to draw with the result",
@@ -115,21 +123,16 @@ def _header(occasion: Occasion, habit: _Habit, seen: int) -> list[str]:
         )
     if median(sides) < occasion.resolution:
         lines.append(f"Most pictures are smaller than {occasion.resolution} pixels and will be enlarged.")
+    if occasion.pace.note:
+        lines.append(occasion.pace.note)
     lines.append("`trainer explain KEY` tells what a key means.")
     return lines
 
 
-def _fitting(occasion: Occasion, habit: _Habit) -> tuple[int, bool]:
-    """The batch that fits, and whether it takes gradient checkpointing to fit."""
-    if occasion.bundled:
-        return 8, False
-    width = 2 if occasion.precision is Precision.float32 else 1  # everything doubles
-    free = _USABLE * occasion.memory / GIBIBYTE / width - _FIXED
-    a_picture = occasion.resolution**2 / _PIXELS
-    fits = int(free / (_A_PICTURE * a_picture))
-    sizes = [1 << power for power in range(5) if 1 << power <= min(fits, habit.largest_batch, len(occasion.examples))]
-    batch = max(sizes, default=1)
-    return batch, batch * _A_PICTURE_PLAIN * a_picture > free
+def _kept(pace: Pace) -> str:
+    """How the base's weights are kept, where not as they are."""
+    bits = "" if pace.quantize == "none" else f", quantize: {pace.quantize}"
+    return bits + (f", resident: {pace.resident:g}" if pace.resident < 1 else "")
 
 
 def _repeats(examples: Sequence[Example]) -> int:

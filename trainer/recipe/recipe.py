@@ -1,12 +1,15 @@
 """The whole of what a user can ask for."""
 
 from pathlib import Path
+from typing import Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator, model_validator
+from typing_extensions import Self
 
 from trainer.adapters import AnyAdapter
 from trainer.adapters.lora import Lora
-from trainer.core.device import Precision
+from trainer.adapters.parts import Rates
+from trainer.core.device import MemorySize, Precision
 from trainer.core.errors import RecipeError
 from trainer.core.run_folder import check_name
 from trainer.core.settings import Settings
@@ -16,8 +19,10 @@ from trainer.evaluation.previews import PreviewSettings
 from trainer.families import AnyFamily
 from trainer.families.sd1 import Sd1
 from trainer.loop.checkpoints import CheckpointSettings
+from trainer.loop.compiling import CompileMode
 from trainer.objective.objective import Objective
-from trainer.optim.optimizers import AdamW8bit, AnyOptimizer
+from trainer.optim.ema import EmaSettings
+from trainer.optim.optimizers import AdamW8bit, AnyOptimizer, Prodigy, ScheduleFreeAdamW
 from trainer.optim.rates import AnyRate, Constant
 from trainer.tracking import AnyTracker
 from trainer.weights.export import ExportSettings
@@ -42,6 +47,8 @@ class Recipe(Settings):
     """How the weights move."""
     rate: AnyRate = Field(default_factory=Constant)
     """The learning rate over the run."""
+    ema: EmaSettings | None = None
+    """Draw and export an average of the weights over the steps; nothing said: the weights as they are."""
     objective: Objective = Field(default_factory=Objective)
     """What is minimised."""
     batch: PositiveInt = 1
@@ -52,8 +59,15 @@ class Recipe(Settings):
     """How often the weights move."""
     clip_norm: PositiveFloat = 1.0
     """The longest gradient; longer ones are shortened to it."""
-    gradient_checkpointing: bool = True
-    """Compute the forward pass twice instead of keeping it in memory."""
+    gradient_checkpointing: bool | Literal["half"] = True
+    """Compute the forward pass twice instead of keeping it in memory: of all blocks, or of every second one (half)."""
+    memory: MemorySize | None = None
+    """The most memory that the run may take, such as 8GiB: of the graphics card, or of the computer where there is
+    none. The run is held to it: what does not fit ends with a message, on a larger card too."""
+    compile: CompileMode = "auto"
+    """How the processor is kept from being the slowest part of a step. graph: a pass is recorded once for each shape of
+    picture and played again, on CUDA; blocks: torch.compile fuses the network's blocks, which takes minutes before the
+    first step; off: neither; auto: what has proved itself by measurement, which is off so far."""
     seed: NonNegativeInt = 0
     """All chance of the run follows from it."""
     previews: PreviewSettings = Field(default_factory=PreviewSettings)
@@ -66,6 +80,36 @@ class Recipe(Settings):
     """How the resulting file is written."""
     runs: Path = Path("runs")
     """The folder that holds the run folders."""
+
+    @model_validator(mode="after")
+    def _one_average(self) -> Self:
+        if self.ema is not None and isinstance(self.optimizer, ScheduleFreeAdamW):
+            raise ValueError(
+                f"optimizer.kind {self.optimizer.kind} averages the weights by itself: leave ema out, or choose "
+                "another optimizer."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_rate_where_it_is_found(self) -> Self:
+        rates = getattr(self.adapter, "rates", None)  # of most kinds
+        if isinstance(self.optimizer, Prodigy) and isinstance(rates, Rates):
+            for word, rate in rates.given.items():
+                if rate != self.optimizer.rate:
+                    raise ValueError(
+                        f"optimizer.kind prodigy finds one rate for all parts: leave adapter.rates.{word} out, or "
+                        "choose another optimizer."
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _the_base_answers_as_it_was_trained(self) -> Self:
+        if self.objective.prediction is not None and any(source.target == "base" for source in self.data.sources):
+            raise ValueError(
+                "A source has target: base, and objective.prediction may teach another prediction than the base "
+                "model's own, which is then no answer. Leave objective.prediction out, or use class pictures."
+            )
+        return self
 
     @field_validator("name")
     @classmethod
