@@ -1,14 +1,21 @@
 """`trainer init`: a folder of pictures -> a recipe that is ready to run."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+import trainer
 from trainer.cli.init import bytes_of
 from trainer.cli.main import run
 from trainer.core.errors import RecipeError
+from trainer.data.buckets import Bucket
+from trainer.families.sd1 import Sd1
+from trainer.planning.fitting import Fit
+from trainer.planning.memory_plan import plan_memory
 from trainer.recipe.reading import read_recipe
+from trainer.recipe.recipe import Recipe
 
 
 @pytest.fixture
@@ -80,20 +87,41 @@ def test_a_folder_of_broken_pictures_is_refused(
     assert "a.png" in capsys.readouterr().err
 
 
-def test_a_base_on_the_hub_is_not_fetched(folder: Path) -> None:
+def test_a_base_on_the_hub_is_not_fetched(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[Recipe] = []
+
+    def fit(recipe: Recipe, bucket: object, kind: object, memory: int, most: int) -> Fit:
+        planned.append(recipe)
+        return Fit(recipe, plan_memory(recipe.model_copy(update={"model": Sd1()}), Bucket(64, 64), "cpu"), fits=True)
+
+    monkeypatch.setattr("trainer.planning.fitting.fastest_fit", fit)
     assert run(["init", "x", "--images", folder.name, "--base", "owner/model", "--memory", "8GiB"]) == 0
+    model: Any = planned[0].model
+    assert model.open().config("unet")["block_out_channels"] == [320, 640, 1280, 1280]
     recipe = read_recipe(Path("recipes/x.yaml"))
     assert (recipe.model.weights, recipe.data.resolution) == ("owner/model", 512)
+
+
+def test_memory_decides_how_it_is_trained(folder: Path) -> None:
+    asked = ["--images", folder.name, "--base", str(Path(trainer.__file__).parent / "families" / "bundled_base")]
+    assert run(["init", "roomy", *asked, "--memory", "64GiB"]) == 0
+    roomy = read_recipe(Path("recipes/roomy.yaml"))
+    assert (roomy.batch, roomy.gradient_checkpointing, roomy.model.quantize) == (2, False, "none")
+    assert "it takes" in Path("recipes/roomy.yaml").read_text(encoding="utf-8")
+    assert run(["init", "tight", *asked, "--memory", "1MiB"]) == 0
+    tight = read_recipe(Path("recipes/tight.yaml"))
+    assert (tight.batch, tight.gradient_checkpointing, tight.model.quantize) == (1, True, "nf4")
+    assert "it takes at the least" in Path("recipes/tight.yaml").read_text(encoding="utf-8")
 
 
 def test_sizes_are_read_as_people_write_them() -> None:
     gibibyte = 1 << 30
     assert [bytes_of(text) for text in ("8GiB", "8 GB", "6.5g", "512MiB")] == [
         8 * gibibyte,
-        8 * gibibyte,
+        8 * 1000**3,
         13 * gibibyte // 2,
         gibibyte // 2,
     ]
-    for wrong in ("", "8", "GiB", "-1G", "0G", "1TB"):
+    for wrong in ("", "GiB", "-1G", "0G", "much"):
         with pytest.raises(RecipeError, match="is no size"):
             bytes_of(wrong)

@@ -1,9 +1,11 @@
 """trainer plan: what a run does with its data, told before it begins."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from trainer.cli.main import run
 
@@ -52,3 +54,55 @@ def test_class_pictures_that_are_missing_are_counted(
     data = {"sources": sources, "resolution": 16, "cache": {"folder": str(tmp_path / "cache")}}
     assert run(["plan", str(recipe_file(data=data))]) == 0
     assert "draws 7 class pictures" in capsys.readouterr().out
+
+
+def test_memory_and_time_are_told(recipe_file: RecipeFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, told = recipe_file(), tmp_path / "plan.json"
+    assert run(["plan", str(path), "--device", "cuda", "--memory", "8GiB", "--json", str(told)]) == 0
+    out = capsys.readouterr().out
+    assert "fits into 8.00 GiB" in out
+    for part in ("weights", "trained", "activations", "libraries and context"):
+        assert part in out
+    content = json.loads(told.read_text(encoding="utf-8"))
+    assert content["fits"] is True
+    assert content["peak"] == content["fixed"] + max(sum(parts.values()) for parts in content["moments"].values())
+    assert content["steps"] == 2
+
+
+def test_what_does_not_fit_ends_with_four_and_says_what_would(
+    recipe_file: RecipeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("trainer.planning.switches._RESIDENT", ())
+    monkeypatch.setattr("trainer.planning.switches._BITS", ("none",))
+    path, told = recipe_file(gradient_checkpointing=True, previews={"prompts": []}), tmp_path / "plan.json"
+    assert run(["plan", str(path), "--device", "cuda", "--memory", "1MiB", "--json", str(told)]) == 4
+    captured = capsys.readouterr()
+    assert "does NOT fit" in captured.out
+    assert "trying:    batch=1 accumulate=2" in captured.out
+    assert "Nothing that we know makes it fit" in captured.err
+    assert json.loads(told.read_text(encoding="utf-8"))["fits"] is False
+
+
+def test_a_run_before_tells_the_time(recipe_file: RecipeFile, capsys: pytest.CaptureFixture[str]) -> None:
+    path = recipe_file(steps=6, previews={"prompts": []})
+    assert run(["plan", str(path)]) == 0
+    assert "as measured just now" in capsys.readouterr().out
+    assert run(["train", str(path)]) == 0
+    assert run(["plan", str(path), "steps=1000"]) == 0
+    assert "median of 3 steps of" in capsys.readouterr().out
+    assert run(["plan", str(path), "batch=1"]) == 0  # other steps
+    assert "as measured just now" in capsys.readouterr().out
+
+
+def test_a_run_whose_memory_runs_out_is_told_what_would_fit(
+    recipe_file: RecipeFile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("trainer.loop.train.one_pass", full)
+    path = recipe_file(gradient_checkpointing=False, previews={"prompts": []})
+    assert run(["train", str(path)]) == 4
+    told = capsys.readouterr().err
+    assert "not enough memory for the largest batch" in told
+    assert "Add gradient_checkpointing=" in told

@@ -9,8 +9,8 @@ from typer import Argument, Option
 if TYPE_CHECKING:
     from trainer.core.device import Precision
     from trainer.data.account import Account
+    from trainer.recipe.proposing import Occasion, Pace
 
-_MEMORY = re.compile(r"(?i)\s*(\d+(?:\.\d+)?)\s*(G|M)i?B?\s*")
 _RECIPES = Path("recipes")
 _SCHEMA = "recipe.schema.json"
 
@@ -30,11 +30,13 @@ def command(
 
     Example: trainer init my-cat --images pictures/cat --kind character
     """
+    from dataclasses import replace
+
     from trainer.core.errors import RecipeError
     from trainer.core.files import printable, write_atomically
     from trainer.core.run_folder import check_name
     from trainer.recipe.parsing import read_settings
-    from trainer.recipe.proposing import Kind, Occasion, propose
+    from trainer.recipe.proposing import Kind, Occasion, Pace, propose
     from trainer.recipe.recipe import Recipe
     from trainer.recipe.schema import schema_text
 
@@ -47,20 +49,21 @@ def command(
         )
     allowed = None if memory is None else bytes_of(memory)
     account = _look(images)
-    there, precision = _machine()
-    text = propose(
-        Occasion(
-            name=name,
-            kind=Kind(kind),
-            images=str(images),
-            examples=account.accepted,
-            base=base,
-            bundled=base == "bundled",
-            resolution=_resolution(base),
-            memory=there if allowed is None else allowed,
-            precision=precision,
-        )
+    resolution, scale = _sizes(base)
+    occasion = Occasion(
+        name=name,
+        kind=Kind(kind),
+        images=str(images),
+        examples=account.accepted,
+        base=base,
+        bundled=base == "bundled",
+        resolution=resolution,
+        precision=_precision(),
+        pace=Pace(batch=8),  # what the bundled base likes; it fits everywhere
     )
+    if not occasion.bundled:
+        occasion = replace(occasion, pace=_pace(occasion, account, scale, allowed))
+    text = propose(occasion)
     read_settings(text, str(path), (), Recipe)  # what we propose can be read, whatever the names were
     write_atomically(path, text)
     if not (_RECIPES / _SCHEMA).exists():
@@ -73,18 +76,18 @@ def command(
 
 
 def bytes_of(memory: str) -> int:
-    """What `memory` says in bytes: 8GiB, 8 GB, 6.5g, 900MiB; G and M are powers of 1024.
+    """What `memory` says in bytes, such as 8GiB.
 
     Raises:
         RecipeError: it says no size.
     """
+    from trainer.core.device import bytes_of_size
     from trainer.core.errors import RecipeError
 
-    match = _MEMORY.fullmatch(memory)
-    size = 0 if match is None else int(float(match[1]) * (1 << 30 if match[2] in "gG" else 1 << 20))
-    if size <= 0:
-        raise RecipeError(f"{memory!r} is no size.", where="--memory", mend="Write it such as 8GiB.")
-    return size
+    try:
+        return bytes_of_size(memory)
+    except ValueError as error:
+        raise RecipeError(f"{memory!r} is no size.", where="--memory", mend="Write it such as 8GiB.") from error
 
 
 def _look(images: Path) -> "Account":
@@ -108,8 +111,10 @@ def _look(images: Path) -> "Account":
     return account
 
 
-def _resolution(base: str) -> int:
-    """Pixels a side that the base was trained for; what is not on this disk is taken for a common SD 1.x.
+def _sizes(base: str) -> tuple[int, int]:
+    """Pixels a side that the base was trained for, and pixels a latent column.
+
+    What is not on this disk is taken for a common SD 1.x.
 
     Raises:
         WeightsError: the base is a path, and there is no model.
@@ -119,21 +124,53 @@ def _resolution(base: str) -> int:
     from trainer.core.device import Precision
     from trainer.families.auto import Auto
 
+    if _is_elsewhere(base):
+        return 512, 8
+    model = Auto(weights=base).load(Precision.float32, torch.device("cpu"))  # its networks stay on the disk
+    return model.resolution, model.latent.scale
+
+
+def _is_elsewhere(base: str) -> bool:
+    """Whether the base is a model on the hub, which is not fetched for this."""
     on_the_hub = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", base) and not Path(base).exists()
-    if on_the_hub and Path(base).suffix not in (".safetensors", ".ckpt"):
-        return 512
-    return Auto(weights=base).load(Precision.float32, torch.device("cpu")).resolution  # its networks stay on the disk
+    return bool(on_the_hub) and Path(base).suffix not in (".safetensors", ".ckpt")
 
 
-def _machine() -> "tuple[int, Precision]":
-    """The bytes that the best device has, and the number format that suits it."""
-    import psutil
+def _pace(occasion: "Occasion", account: "Account", scale: int, allowed: int | None) -> "Pace":
+    """The quickest way that fits, planned on the recipe's own step; said where nothing fits."""
+    from trainer.families.weightless import published_sd1
+    from trainer.planning.advice import in_gib
+    from trainer.planning.fitting import fastest_fit
+    from trainer.planning.memory_plan import kind_here, memory_here
+    from trainer.recipe.parsing import read_settings
+    from trainer.recipe.proposing import Pace, largest_batch, propose
+    from trainer.recipe.recipe import Recipe
+
+    memory = memory_here() if allowed is None else allowed
+    print(f"Looking for what fits into {in_gib(memory)}; this takes some ten seconds.", flush=True)
+    recipe = read_settings(propose(occasion), "the proposal", (), Recipe)
+    if _is_elsewhere(occasion.base):
+        recipe = recipe.model_copy(update={"model": published_sd1()})
+    buckets = recipe.data.buckets_of(account.accepted, scale).shapes
+    most = largest_batch(occasion.kind, occasion.examples, bundled=False)
+    largest = max(buckets, key=lambda bucket: bucket.width * bucket.height)
+    fit = fastest_fit(recipe, largest, kind_here(), memory, most)
+    verb = "takes" if fit.fits else "takes at the least"
+    return Pace(
+        batch=fit.recipe.batch,
+        checkpointing=fit.recipe.gradient_checkpointing,
+        quantize=fit.recipe.model.quantize,
+        resident=fit.recipe.model.resident,
+        note=f"Planned: it {verb} {in_gib(fit.plan.peak)} of {in_gib(memory)}; `trainer plan` tells more.",
+    )
+
+
+def _precision() -> "Precision":
+    """The number format that suits this machine's best device."""
     import torch
 
     from trainer.core.device import Precision, pick_device
 
-    device = pick_device()
-    if device.type != "cuda":
-        return int(psutil.virtual_memory().total), Precision.float32  # processors without bfloat16 are quicker so
-    half = Precision.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else Precision.float16
-    return int(torch.cuda.get_device_properties(device).total_memory), half
+    if pick_device().type != "cuda":
+        return Precision.float32  # processors without bfloat16 are quicker so
+    return Precision.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else Precision.float16

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
 
     from trainer.data.health.shapes import BucketCount
     from trainer.data.health.shares import Share
+    from trainer.planning.memory_plan import MemoryPlan
 
 _ROWS = 40  # of a table; JSON holds all
 
@@ -44,4 +45,20 @@ def bucket_table(buckets: "Sequence[BucketCount]", resolution: int, batch: int) 
         table.add_row(size, *numbers, ", ".join(notes))
     if len(buckets) > _ROWS:
         table.add_row(f"and {len(buckets) - _ROWS} more")
+    return table
+
+
+def memory_table(plan: "MemoryPlan") -> "Table":
+    """What a run needs, by part, at each of its moments when it needs the most."""
+    from rich.table import Table
+
+    width, height = plan.bucket
+    title = f"Memory in MiB on {plan.kind}, batches of {width} x {height} pixels"
+    table = Table("", *plan.moments, title=title, title_justify="left", show_footer=False)
+    rows = plan.rows()
+    for part, sizes in rows:
+        table.add_row(part, *(f"{size / 2**20:,.0f}" for size in sizes))
+    sums = [sum(column) for column in zip(*(sizes for _, sizes in rows), strict=True)]
+    table.add_section()
+    table.add_row("together", *(f"{size / 2**20:,.0f}" for size in sums))
     return table
