@@ -1,6 +1,8 @@
 """The filling of the cache: nothing twice, nothing partial, each entry the same however it came about."""
 
 import logging
+import os
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -483,6 +485,32 @@ def test_a_killed_process_is_told(settings: Change, encoders: Any, in_processes:
     ahead = decode_ahead.decode_ahead(needs.encoding.decoder, works * 50, processes=True)
     next(ahead)
     assert decoding_processes()
+    for child in decoding_processes():
+        child.kill()
+    with pytest.raises(TrainerError, match="decodes pictures was killed"):
+        list(ahead)
+
+
+def test_a_process_killed_while_it_tells_its_result_is_told(
+    settings: Change, encoders: Any, in_processes: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a message lies in the pipe then, and the pool would wait for its rest for ever."""
+    pools: list[Any] = []  # loky types nothing
+    begin = ProcessPoolExecutor.__init__
+
+    def noticed(self: ProcessPoolExecutor, *given: Any, **named: Any) -> None:
+        begin(self, *given, **named)
+        pools.append(self)
+
+    monkeypatch.setattr(ProcessPoolExecutor, "__init__", noticed)
+    monkeypatch.setattr(decode_ahead, "_PATIENCE", 0.2)
+    needs = Needs(examples=accepted(settings()), settings=settings(), encoders=encoders.both, seeds=SEEDS)
+    works = list(needs.plan(Share()).works(np.arange(7), lambda keys: [False] * len(keys)))
+    ahead = decode_ahead.decode_ahead(needs.encoding.decoder, works * 500, processes=True)
+    next(ahead)
+    for child in decoding_processes():
+        child.suspend()
+    os.write(pools[0]._result_queue._writer.fileno(), struct.pack("!i", 1 << 20) + b"half of a result")
     for child in decoding_processes():
         child.kill()
     with pytest.raises(TrainerError, match="decodes pictures was killed"):

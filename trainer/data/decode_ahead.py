@@ -1,12 +1,16 @@
 """Pictures decoded ahead of the encoder: in threads where they are few, in processes where they are many."""
 
+import os
 import signal
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as StillWaiting
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
+
+from typing_extensions import override
 
 from trainer.core.errors import TrainerError
 from trainer.core.threads import worker_threads
@@ -16,6 +20,7 @@ _BYTES_AHEAD: Final = 1 << 30  # what decoding may hold, so that pictures of 64 
 _WORKS_AHEAD: Final = 16  # beside those that are being decoded, so that the encoder finds a batch ready
 _WORKS_A_TASK: Final = 16
 _BYTES_A_TASK: Final = 32 * 1024 * 1024  # about three pictures of a megapixel
+_PATIENCE: Final = 2.0  # seconds in which the pool notices by itself that one of its processes was killed
 _IDLE_SECONDS: Final = 60.0  # after which a process that is given nothing ends; also one whose owner was killed
 
 Pieces = list[Piece]
@@ -111,9 +116,46 @@ def _in_processes(decoder: Decoder, workers: int) -> Generator[Submit, None, Non
     try:
         started = pool.submit(_decode_here, ())
         with _in_threads(decoder, workers) as meanwhile:
-            yield lambda task: pool.submit(_decode_here, task) if started.done() else meanwhile(task)
+            yield lambda task: _Watched(pool, task) if started.done() else meanwhile(task)
     finally:
         pool.shutdown(wait=True, kill_workers=True)  # nothing is lost with them: they write nothing
+
+
+class _Watched(Future[list[Pieces]]):
+    """A result of a pool of processes, for which nobody waits for ever."""
+
+    def __init__(self, pool: Any, task: Sequence[PictureWork]) -> None:  # Any: loky types nothing
+        super().__init__()
+        self._pool = pool
+        self._within: Future[list[Pieces]] = pool.submit(_decode_here, task)
+
+    @override
+    def done(self) -> bool:
+        return self._within.done()
+
+    @override
+    def result(self, timeout: float | None = None) -> list[Pieces]:
+        while True:
+            try:
+                return self._within.result(_PATIENCE if timeout is None else timeout)
+            except StillWaiting:
+                if timeout is not None:
+                    raise
+                if any(process.exitcode for process in list(self._pool._processes.values())):
+                    self._end_message()
+
+    def _end_message(self) -> None:
+        """A process killed while it tells its result leaves half a message, whose rest the pool would await for ever.
+
+        We write the rest: the pool finds that it says nothing, and then sees that the process is gone.
+        """
+        pipe = self._pool._result_queue._writer.fileno()
+        os.set_blocking(pipe, False)
+        try:
+            while not self._within.done():
+                os.write(pipe, bytes(4096))
+        except (BlockingIOError, OSError):  # full: it is being read; or closed: the pool has noticed
+            return
 
 
 _decoders: list[Decoder] = []  # of this process, where it is one of those that only decode: one
