@@ -9,7 +9,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from typing_extensions import Self, override
 
 from trainer.adapters.injecting import Beside, InjectedAdapter, inject
-from trainer.adapters.parts import TEXT_WORDS, UNET, Rates, Target, check_words, targets_of, width_of
+from trainer.adapters.parts import TEXT_WORDS, UNET, Rates, Target, check_words, part_word, targets_of, width_of
 from trainer.adapters.sizes import ConvolutionSize, LayerSize, Size, Sizes
 from trainer.adapters.starting import start_from
 from trainer.adapters.trainable import Adapter, Trainable
@@ -83,7 +83,7 @@ class AdapterBesideLayers(Adapter):
     @property
     def _parts(self) -> set[str]:
         """The parts that are trained, as `rates` calls them."""
-        return {word if word in TEXT_WORDS else UNET for word in self.layers}
+        return {part_word(word) for word in self.layers}
 
     @property
     def _sizes(self) -> Sizes:

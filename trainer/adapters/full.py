@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 from typing_extensions import Self, override
 
-from trainer.adapters.parts import TEXT_WORDS, UNET, Rates
+from trainer.adapters.parts import TEXT_WORDS, UNET, Rates, check_words, part_word
 from trainer.adapters.trainable import Adapter, Surroundings, Trainable
 from trainer.core.device import Precision
 from trainer.core.errors import CheckpointError, RecipeError
@@ -27,7 +27,6 @@ from trainer.optim.groups import ParameterGroup
 from trainer.weights.export import ExportSettings
 from trainer.weights.metadata import TrainingFacts, as_metadata
 
-_DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _TABLES: Final = re.compile(r"(?:text_model\.)?embeddings\..*")  # of words and places, which few captions move
 
 
@@ -55,7 +54,7 @@ class FullFinetune(Adapter):
 
     @model_validator(mode="after")
     def _rates_are_of_trained_parts(self) -> Self:
-        strangers = [word for word in self.rates.given if word not in {_part_word(word) for word in self.layers}]
+        strangers = [word for word in self.rates.given if word not in {part_word(word) for word in self.layers}]
         if strangers:
             raise ValueError(f"rates.{strangers[0]} is given, and nothing of that part is trained.")
         return self
@@ -82,14 +81,7 @@ class FullFinetune(Adapter):
 
     @override
     def check(self, model: DiffusionModel) -> None:
-        known = [UNET, *model.adaptable, *model.text_parts]
-        unknown = [word for word in self.layers if word not in known]
-        if unknown:
-            raise RecipeError(
-                f"This family has no layers called {', '.join(unknown)}.",
-                where="adapter.layers",
-                mend=f"Choose among: {', '.join(sorted(known))}.",
-            )
+        check_words(model, self.layers, also=(UNET,))
 
     @override
     def check_export(self, model: DiffusionModel, settings: ExportSettings) -> None:
@@ -162,12 +154,12 @@ class FullFinetune(Adapter):
         networks: dict[str, nn.Module] = {}
         named: dict[str, Parameter] = {}
         for word, part in {UNET: UNET, **model.text_parts}.items():
-            wanted = [layer for layer in self.layers if _part_word(layer) == word]
+            wanted = [layer for layer in self.layers if part_word(layer) == word]
             if not wanted:
                 continue
             if word != UNET:
                 model.keep_text_encoders()
-            networks[part] = model.hold_in(part, _DTYPES[self.weights])
+            networks[part] = model.hold_in(part, Precision(self.weights).dtype)
             chosen = _chosen(networks[part], wanted, model.adaptable)
             for parameter in chosen.values():
                 parameter.requires_grad = True
@@ -273,11 +265,6 @@ class WholeModel(Trainable):
         said = replace(facts, kind="checkpoint", parts=self.parts)
         metadata = as_metadata(said)
         return save_whole(settings.result(path), self._model, self._networks, metadata, settings.precision.dtype)
-
-
-def _part_word(word: str) -> str:
-    """The part of a word of `layers`, as rates and logs call it."""
-    return word if word in TEXT_WORDS else UNET
 
 
 def _chosen(network: nn.Module, words: Sequence[str], adaptable: Mapping[str, str]) -> dict[str, Parameter]:

@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from trainer.adapters.parts import Target
 from trainer.adapters.products import ProductAdapter
-from trainer.adapters.sizes import Size, numbers
+from trainer.adapters.sizes import Size
 from trainer.weights.adapter_state import AdapterKind
 
 
@@ -28,15 +28,4 @@ class Loha(ProductAdapter):
     def config(self, target: Target, sizes: Mapping[str, Size]) -> Any:
         from peft import LoHaConfig
 
-        found = numbers(sizes)
-        return LoHaConfig(
-            target_modules=list(target.layers),
-            r=found.rank,
-            # peft annotates alphas as integers and only ever divides them
-            alpha=found.alpha,  # pyright: ignore[reportArgumentType]
-            rank_pattern=dict(found.ranks),
-            alpha_pattern=dict(found.alphas),
-            rank_dropout=self.rank_dropout,
-            module_dropout=self.module_dropout,
-            use_effective_conv2d=self.effective_convolution,
-        )
+        return LoHaConfig(**self.arguments(target, sizes))

@@ -8,7 +8,7 @@ from typing_extensions import override
 
 from trainer.adapters.parts import Target
 from trainer.adapters.products import ProductAdapter
-from trainer.adapters.sizes import Size, numbers
+from trainer.adapters.sizes import Size
 from trainer.weights.adapter_state import AdapterKind
 
 
@@ -38,17 +38,8 @@ class Lokr(ProductAdapter):
     def config(self, target: Target, sizes: Mapping[str, Size]) -> Any:
         from peft import LoKrConfig
 
-        found = numbers(sizes)
         return LoKrConfig(
-            target_modules=list(target.layers),
-            r=found.rank,
-            # peft annotates alphas as integers and only ever divides them
-            alpha=found.alpha,  # pyright: ignore[reportArgumentType]
-            rank_pattern=dict(found.ranks),
-            alpha_pattern=dict(found.alphas),
-            rank_dropout=self.rank_dropout,
-            module_dropout=self.module_dropout,
-            use_effective_conv2d=self.effective_convolution,
+            **self.arguments(target, sizes),
             decompose_both=self.decompose_both,
             decompose_factor=-1 if self.factor is None else self.factor,
         )

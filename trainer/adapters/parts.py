@@ -48,13 +48,20 @@ class Target:
     rate: float | None = None  # None: the optimiser's
 
 
-def check_words(model: DiffusionModel, words: Sequence[str], where: str = "adapter.layers") -> None:
-    """Make sure that the family has layers of these names, which stand at `where` in the recipe.
+def part_word(word: str) -> str:
+    """The part of a word of `layers`, as rates and logs call it."""
+    return word if word in TEXT_WORDS else UNET
+
+
+def check_words(
+    model: DiffusionModel, words: Sequence[str], where: str = "adapter.layers", also: Sequence[str] = ()
+) -> None:
+    """Make sure that the family has layers of these names, or `also` knows them; they stand at `where` in a recipe.
 
     Raises:
         RecipeError: it has not.
     """
-    known = [*model.adaptable, *model.text_parts]
+    known = [*also, *model.adaptable, *model.text_parts]
     unknown = [word for word in words if word not in known]
     if unknown:
         only_sdxl = "te2 is the second text encoder, which Stable Diffusion XL alone has. " if "te2" in unknown else ""

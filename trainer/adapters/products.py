@@ -1,9 +1,14 @@
 """What LoHa and LoKr share."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import Field, model_validator
 from typing_extensions import Self, override
 
 from trainer.adapters.beside_layers import AdapterBesideLayers
+from trainer.adapters.parts import Target
+from trainer.adapters.sizes import Size, numbers
 from trainer.core.errors import RecipeError
 from trainer.families.model import DiffusionModel
 from trainer.weights.export import ExportSettings
@@ -22,6 +27,20 @@ class ProductAdapter(AdapterBesideLayers):
         if self.effective_convolution and self.start is not None:
             raise ValueError("start cannot be together with effective_convolution: files are written without cores.")
         return self
+
+    def arguments(self, target: Target, sizes: Mapping[str, Size]) -> dict[str, Any]:  # Any: as peft takes them
+        """What peft's configurations of both kinds say alike."""
+        found = numbers(sizes)
+        return {
+            "target_modules": list(target.layers),
+            "r": found.rank,
+            "alpha": found.alpha,
+            "rank_pattern": dict(found.ranks),
+            "alpha_pattern": dict(found.alphas),
+            "rank_dropout": self.rank_dropout,
+            "module_dropout": self.module_dropout,
+            "use_effective_conv2d": self.effective_convolution,
+        }
 
     @property
     @override

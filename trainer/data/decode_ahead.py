@@ -154,7 +154,7 @@ class _Watched(Future[list[Pieces]]):
         try:
             while not self._within.done():
                 os.write(pipe, bytes(4096))
-        except (BlockingIOError, OSError):  # full: it is being read; or closed: the pool has noticed
+        except OSError:  # full: it is being read; or closed: the pool has noticed
             return
 
 

@@ -1,7 +1,7 @@
 """One pass that leaves no trace, before the first step: what does not fit is found out now, and not in hours."""
 
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ def rehearse(run: Run, one_pass: Callable[[Run, Ready], Tensor]) -> None:
     optimizer = bare(run.optimizer)
     still = optimizer.standing_still() if isinstance(optimizer, OneByOne) else nullcontext()
     try:
-        with _chance_kept(device), still:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), still:
             ready = each_tensor(make(run.batches.largest), lambda tensor: tensor.to(device))
             torch.manual_seed(ready.layers)
             one_pass(run, ready)
@@ -46,14 +46,5 @@ def rehearse(run: Run, one_pass: Callable[[Run, Ready], Tensor]) -> None:
         ) from error
     finally:
         run.flat.drop()
-        for parameter in run.trainable.parameters():
-            parameter.grad = None
     if device.type == "cuda":
         torch.cuda.empty_cache()  # blocks of these sizes may not be those that the run's own batches want
-
-
-@contextmanager
-def _chance_kept(device: torch.device) -> Generator[None, None, None]:
-    """Inside, torch's generators may be used; afterwards they stand where they stood."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield

@@ -10,7 +10,7 @@ from trainer.planning.pretending import Kind
 from trainer.recipe.recipe import Recipe
 
 _RESIDENT = (0.5, 0.25, 0.0)
-_BITS = ("none", "int8", "nf4")  # float8 takes as much as int8
+_FEWER_BITS = {"none": ("int8", "nf4"), "int8": ("nf4",), "float8": ("nf4",), "nf4": ()}  # float8 takes as much as int8
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +46,12 @@ def switches(recipe: Recipe, kind: Kind) -> Iterator[Switch]:
         keys = {"batch": batch, "accumulate": -(-whole // batch)}
         recipe = recipe.model_copy(update=keys)
         yield switched(keys, recipe)
-    whole_model = recipe.adapter.moves_alone
-    for bits in (
-        ()
-        if whole_model
-        else _BITS[_BITS.index(recipe.model.quantize) + 1 :]
-        if recipe.model.quantize in _BITS
-        else ("nf4",)
-    ):
+    if recipe.adapter.moves_alone:  # a model that is trained itself is neither quantised nor streams
+        return
+    for bits in _FEWER_BITS[recipe.model.quantize]:
         recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantize": bits})})
         yield switched({"model.quantize": bits}, recipe)
-    for share in () if whole_model or kind == "cpu" else _RESIDENT:
+    for share in () if kind == "cpu" else _RESIDENT:
         if share < recipe.model.resident:
             recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"resident": share})})
             yield switched({"model.resident": share}, recipe)
