@@ -19,7 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from encoding import SEEDS, bundled, random_cache, random_examples, random_settings
+from encode import SEEDS, bundled, random_cache, random_examples, random_settings
 from startup import environment
 
 _GOAL_SECONDS, _GOAL_MEGABYTES = 3.0, 500.0

@@ -9,7 +9,8 @@
 Networks of their true sizes have random weights, written once into a file that --weights keeps for the next time. The
 run is the program's own, assembled from a recipe; the minimal loop is the least that trains the same LoRA in the same
 network: latents and words at hand, noise drawn, forward, loss, backward, clipping, the same optimiser. Both go in turn,
-`block` steps each, in one process; told is the median of the pairs' ratios, since other programs slow both alike.
+`block` steps each, in one process; told is the median of the pairs' ratios, since other programs slow both alike. On a
+busy machine without a GPU, compare the processor seconds, with one thread (OMP_NUM_THREADS=1): threads that wait spin.
 `--figures` measures every case that a goal is set for, each in a process of its own; it needs a CUDA device.
 """
 
@@ -23,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from real_sizes import make, paint
 from startup import environment
@@ -122,18 +123,25 @@ def minimal_step(run: "Run", optimizer: "torch.optim.Optimizer") -> Step:
     return step
 
 
-def timed(deed: Step, block: int, device: "torch.device") -> float:
+class Seconds(NamedTuple):
+    """What a step took."""
+
+    wall: float
+    processor: float  # of all threads of this process
+
+
+def timed(deed: Step, block: int, device: "torch.device") -> Seconds:
     """Seconds a step, of `block` steps one after the other; the device has done them when this returns."""
     import torch
 
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    began = time.perf_counter()
+    began, used = time.perf_counter(), time.process_time()
     for _ in range(block):
         deed()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return (time.perf_counter() - began) / block
+    return Seconds((time.perf_counter() - began) / block, (time.process_time() - used) / block)
 
 
 def floors(deed: Step, dtype: "torch.dtype", device: "torch.device") -> dict[str, float]:
@@ -149,8 +157,8 @@ def floors(deed: Step, dtype: "torch.dtype", device: "torch.device") -> dict[str
     side = 8192 if device.type == "cuda" else 1024
     matrix = torch.randn(side, side, device=device, dtype=dtype)
     other = torch.empty_like(matrix)
-    multiplying = min(timed(lambda: torch.mm(matrix, matrix, out=other), 3, device) for _ in range(4))
-    copying = min(timed(lambda: torch.neg(matrix, out=other), 3, device) for _ in range(4))
+    multiplying = min(timed(lambda: torch.mm(matrix, matrix, out=other), 3, device).wall for _ in range(4))
+    copying = min(timed(lambda: torch.neg(matrix, out=other), 3, device).wall for _ in range(4))
     flops, moved = counter.get_total_flops(), traffic.bytes
     return {
         "TFLOP": flops / 1e12,
@@ -240,8 +248,8 @@ def begun(run: "Run", ours: Step, *, previews: bool) -> dict[str, Any]:
 
     device = run.accelerator.device
     some = 8 if _on_gpu(device) else 1
-    figures: dict[str, Any] = {"seconds of the first step": timed(ours, 1, device)}
-    figures["seconds of the steps after it"] = timed(ours, some, device) * some
+    figures: dict[str, Any] = {"seconds of the first step": timed(ours, 1, device).wall}
+    figures["seconds of the steps after it"] = timed(ours, some, device).wall * some
     if previews:
         preview(run)
         timed(ours, some, device)  # what a preview put away comes back
@@ -259,20 +267,25 @@ def _on_gpu(device: "torch.device") -> bool:
 
 def in_pairs(ours: Step, least: Step | None, asked: argparse.Namespace, device: "torch.device") -> dict[str, Any]:
     """Both loops in turn, who begins changing from pair to pair."""
-    seconds: list[float] = []
-    ratios: list[float] = []
+    seconds: list[Seconds] = []
+    least_seconds: list[Seconds] = []
     for number in range(asked.pairs):
         pair = [("ours", ours), *([] if least is None else [("least", least)])]
         found = {name: timed(deed, asked.block, device) for name, deed in (pair if number % 2 else pair[::-1])}
         seconds.append(found["ours"])
-        ratios += [found["ours"] / found["least"]] if "least" in found else []
+        least_seconds += [found["least"]] if "least" in found else []
     figures: dict[str, Any] = {
-        "milliseconds": statistics.median(seconds) * 1000,
-        "milliseconds, least": min(seconds) * 1000,
+        "milliseconds": statistics.median(one.wall for one in seconds) * 1000,
+        "milliseconds, least": min(one.wall for one in seconds) * 1000,
     }
-    if ratios:
+    if least_seconds:
+        pairs = list(zip(seconds, least_seconds, strict=True))
+        ratios = [one.wall / other.wall for one, other in pairs]
+        processor = [one.processor / other.processor for one, other in pairs]
         figures["ours / minimal loop, median of pairs"] = statistics.median(ratios)
+        figures["the same in processor seconds"] = statistics.median(processor)
         figures["ratios"] = [round(ratio, 4) for ratio in ratios]
+        figures["ratios in processor seconds"] = [round(ratio, 4) for ratio in processor]
     return figures
 
 

@@ -1,7 +1,7 @@
 """How quickly the cache is filled, against the encoder alone on pixels that are decoded already.
 
-    python scripts/benchmark/encoding.py [--model bundled|sd15] [--count N] [--chunks N] [--threads N] [--out FILE]
-    python scripts/benchmark/encoding.py --epochs [--threads N] [--out FILE]
+    python scripts/benchmark/encode.py [--model bundled|sd15] [--count N] [--chunks N] [--threads N] [--out FILE]
+    python scripts/benchmark/encode.py --epochs [--threads N] [--out FILE]
 
 Pictures: JPEGs (quality 90, smooth shapes with grain), each of another content, with sides of `--side` pixels: 128 for
 the bundled base, whose own pictures have 64 to 128 and which encodes them at 64 x 64; 768 for the autoencoder of Stable
