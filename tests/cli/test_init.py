@@ -102,6 +102,7 @@ def test_a_base_on_the_hub_is_not_fetched(folder: Path, monkeypatch: pytest.Monk
     assert (recipe.model.weights, recipe.data.resolution) == ("owner/model", 512)
 
 
+@pytest.mark.slow
 def test_memory_decides_how_it_is_trained(folder: Path) -> None:
     asked = ["--images", folder.name, "--base", str(Path(trainer.__file__).parent / "families" / "bundled_base")]
     assert run(["init", "roomy", *asked, "--memory", "64GiB"]) == 0

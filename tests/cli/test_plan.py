@@ -73,7 +73,7 @@ def test_what_does_not_fit_ends_with_four_and_says_what_would(
     recipe_file: RecipeFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("trainer.planning.switches._RESIDENT", ())
-    monkeypatch.setattr("trainer.planning.switches._BITS", ("none",))
+    monkeypatch.setattr("trainer.planning.switches._FEWER_BITS", {"none": ()})
     path, told = recipe_file(gradient_checkpointing=True, previews={"prompts": []}), tmp_path / "plan.json"
     assert run(["plan", str(path), "--device", "cuda", "--memory", "1MiB", "--json", str(told)]) == 4
     captured = capsys.readouterr()

@@ -101,7 +101,7 @@ def test_drawing_and_saving_do_not_change_the_run(recipe_of: Callable[..., Recip
 def test_a_finished_run_and_its_checkpoint_draw_alike(
     recipe_of: Callable[..., Recipe], form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trainer.drawing.pick_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("trainer.drawing.opening.pick_device", lambda: torch.device("cpu"))
     recipe = recipe_of(**FORMS[form], steps=3)
     result = finish(recipe)
 
@@ -169,3 +169,27 @@ def test_what_cannot_be_is_said_before_anything_is_encoded(
     with pytest.raises(RecipeError, match=message):
         assemble(recipe, resume=False, progress=QUIET)
     assert not list(recipe.data.cache.folder.rglob("shard-*"))
+
+
+def test_a_bundled_file_brings_its_words_along(
+    recipe_of: Callable[..., Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One file, moved away from the words' own, draws as the run does; the words are A1111's keys in it."""
+    monkeypatch.setattr("trainer.drawing.opening.pick_device", lambda: torch.device("cpu"))
+    recipe = recipe_of(adapter=PIVOTAL | {"bundle": True}, steps=2)
+    result = finish(recipe)
+    alone = tmp_path / "alone.safetensors"
+    alone.write_bytes(result.read_bytes())
+
+    def answer(source: Path) -> torch.Tensor:
+        model, _ = open_for_drawing(source, str(recipe.model.weights), strength=1.0)
+        with torch.no_grad():
+            return model.predict(torch.ones(1, 4, 4, 4), torch.tensor([300]), model.encode_words(["a <blob>, red"]))
+
+    assert {name for name in read_header(alone).tensors if name.startswith("bundle_emb.")} == {
+        "bundle_emb.<blob>.string_to_param.*"
+    }
+    torch.testing.assert_close(answer(alone), answer(result.parent))
+    unbundled = finish(recipe_of("unbundled", adapter=PIVOTAL, steps=2))
+    alone.write_bytes(unbundled.read_bytes())
+    assert not torch.allclose(answer(alone), answer(result.parent), atol=1e-4)
