@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BOOTSTRAP = @$(PYTHON) scripts/bootstrap.py
 
-.PHONY: help demo test test-slow check format setup
+.PHONY: help demo test test-slow torture check format setup
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ test: ## run the fast tests
 
 test-slow: ## run all tests, the slow ones and those that need a GPU too
 	$(BOOTSTRAP) test-slow
+
+torture: ## kill, starve and damage runs in every way, for an hour or more, and print what held
+	$(BOOTSTRAP) torture
 
 check: ## what must be green before a commit: format, lint, types, fast tests
 	$(BOOTSTRAP) check

@@ -1,6 +1,6 @@
 """Sets up .venv with the tested versions, then runs the demo, the tests or the checks. Standard library only.
 
-    python scripts/bootstrap.py demo|test|test-slow|check|format|setup [more arguments for pytest]
+    python scripts/bootstrap.py demo|test|test-slow|torture|check|format|setup [more arguments for pytest]
 
 `make demo` and the like call this. It may be run any number of times: what is already done is not done again. It is
 written so that older Pythons, too, come as far as the message that says what is missing.
@@ -25,6 +25,8 @@ CONSTRAINTS = ROOT / "constraints.txt"
 RECIPE = "recipes/character-lora.yaml"
 RUN = ROOT / "runs" / "blob"
 REPORT = "build/tests.xml"
+TORTURES = "build/torture.json"
+SURVIVAL = ("tests/loop/test_survival.py", "tests/loop/test_survival_slow.py", "tests/loop/test_stopping.py")
 
 
 class SetUpError(Exception):
@@ -34,7 +36,15 @@ class SetUpError(Exception):
 def main(arguments: list[str]) -> int:
     """Do what the first argument says; the exit code is 0, 2 for the user's mistake, or the child's own."""
     verb, rest = (arguments[0] if arguments else "help"), arguments[1:]
-    verbs = {"demo": demo, "test": test, "test-slow": test_slow, "check": check, "format": reformat, "setup": setup}
+    verbs = {
+        "demo": demo,
+        "test": test,
+        "test-slow": test_slow,
+        "torture": torture,
+        "check": check,
+        "format": reformat,
+        "setup": setup,
+    }
     if verb not in verbs:
         print(__doc__)
         return 0 if verb in ("help", "-h", "--help") else 2
@@ -71,6 +81,13 @@ def test(python: Path, rest: list[str]) -> int:
 def test_slow(python: Path, rest: list[str]) -> int:
     """All tests; those for a GPU skip themselves where there is none."""
     return test(python, ["-m", "slow or not slow", *rest])
+
+
+def torture(python: Path, rest: list[str]) -> int:
+    """The slow tests of survival, then runs that are killed, starved and damaged in every way; prints a table."""
+    tests = run(python, "-m", "pytest", "-m", "slow or not slow", *SURVIVAL)
+    Path(ROOT / REPORT).parent.mkdir(exist_ok=True)
+    return tests | run(python, "scripts/torture/run_all.py", "--out", TORTURES, *rest)
 
 
 def check(python: Path, rest: list[str]) -> int:

@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.drawing.pick_device", lambda: CPU)
+    monkeypatch.setattr("trainer.drawing.opening.pick_device", lambda: CPU)
 
 
 def a_lora(base: Path, path: Path, **metadata: str) -> Path:

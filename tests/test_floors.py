@@ -13,9 +13,9 @@ FLOORS = (
     {"evaluation"},
     {"loop"},
     {"recipe"},
-    {"beginning", "preparing", "publishing"},
+    {"beginning", "preparing", "publishing", "spreading"},
     {"assemble", "converting", "drawing", "memory", "ray_cache", "ui"},
-    {"planning"},
+    {"gridding", "judging", "planning", "reporting"},
     {"cli"},
     {"__main__"},
 )

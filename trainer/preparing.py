@@ -2,15 +2,16 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from trainer.adapters.trainable import Surroundings
-from trainer.core.device import pick_device
+from trainer.core.device import Precision, pick_device
 from trainer.core.errors import RecipeError
 from trainer.core.files import replacing, write_atomically
+from trainer.core.importing import import_bitsandbytes
 from trainer.core.log import logger
 from trainer.core.progress import Phases
 from trainer.core.run_folder import RunFolder
@@ -20,12 +21,14 @@ from trainer.data.account import MOST_LISTED, Account
 from trainer.data.captions import captions_needed, needed_captions
 from trainer.data.decoder import PictureWork
 from trainer.data.encoding import WordsWork
+from trainer.data.examples import ExampleTable
 from trainer.data.filling import CacheReport, Needs, encode_again, fill_cache
 from trainer.data.health.shapes import BucketCount, count_buckets, fit_all
 from trainer.data.health.shares import Share, shares_of
 from trainer.data.scanning import scan
 from trainer.data.sources.folder import ImageFolder
 from trainer.families.model import DiffusionModel
+from trainer.loop.processes import meet
 from trainer.recipe.recipe import Recipe
 from trainer.sampling.class_pictures import draw_missing, missing_pictures
 
@@ -107,22 +110,19 @@ def needs_of(recipe: Recipe, account: Account, model: DiffusionModel) -> Needs:
 
 
 def open_accelerator(recipe: Recipe) -> "Accelerator":
-    """What spreads a run over devices and processes."""
-    from accelerate import Accelerator
-
-    on_cpu = pick_device().type == "cpu"
-    return Accelerator(
-        gradient_accumulation_steps=recipe.accumulate,
-        # float16 arithmetic needs a device that has it; loss scaling comes with it
-        mixed_precision=recipe.precision.mixed if not (on_cpu and recipe.precision.mixed == "fp16") else "no",
-        cpu=on_cpu,
-    )
+    """What spreads the run over devices and processes."""
+    import_bitsandbytes()
+    accelerator = meet(recipe.precision.mixed, recipe.accumulate)
+    if accelerator.device.type == "cuda" and recipe.precision is not Precision.float32:
+        torch.set_float32_matmul_precision("high")  # TF32 for adapters: more digits than what comes into them has
+    return accelerator
 
 
 def scan_data(recipe: Recipe, progress: Phases) -> Account:
     """The account of the recipe's data; pictures that were looked at before are remembered beside the cache."""
     verdicts = recipe.data.cache.folder / "verdicts"
-    return scan(recipe.data.parts, recipe.data.limits, progress, memory=verdicts)
+    account = scan(recipe.data.parts, recipe.data.limits, progress, memory=verdicts)
+    return replace(account, accepted=recipe.held_out.kept_back(account.accepted))
 
 
 def look_at_data(recipe: Recipe, folder: RunFolder | None, progress: Phases) -> Account:
@@ -160,13 +160,29 @@ def cache_data(
         recipe.data,
         model.encoders(),
         Seeds(recipe.seed),
-        batch=recipe.batch,
+        batch=recipe.batch * (1 if share is None else share.world),
         words=not recipe.adapter.trains_words,
         share=share,
         progress=progress,
     )
+    report += encode_still(recipe, account.held_out, model, progress, share)
     model.release_encoders()
     return report
+
+
+def encode_still(
+    recipe: Recipe,
+    examples: ExampleTable,
+    model: DiffusionModel,
+    progress: Phases,
+    share: planning.Share | None = None,
+) -> CacheReport:
+    """Encode pictures that are judged by themselves, as `evaluation.still` reads them; nothing where there are none."""
+    if not examples:
+        return CacheReport()
+    words = not recipe.adapter.trains_words
+    seeds = Seeds(recipe.seed)
+    return fill_cache(examples, recipe.data, model.encoders(), seeds, words=words, share=share, progress=progress)
 
 
 def mend_cache(

@@ -68,7 +68,7 @@ def test_what_the_folders_hold(tmp_path: Path) -> None:
     assert facts.keys() == {"the\\x1b[31mfirst", "second", "verdicts"}
     first = facts["the\\x1b[31mfirst"]
     assert (first.entries, first.shards) == (7, 2)
-    assert first.bytes == sum(path.stat().st_size for path in first.folder.glob("*.arrow"))
+    assert first.bytes == sum(path.stat().st_size for path in Path(first.folder.title).glob("*.arrow"))
     assert facts_of(tmp_path / "absent") == []
 
 
@@ -88,12 +88,12 @@ def test_damage_is_found_and_removed_and_the_rest_stays(
 ) -> None:
     one = filled(tmp_path, "one", range(5), range(5, 10), range(10, 15))
     two = filled(tmp_path, "two", range(4))
-    store = verdicts(tmp_path)
+    verdicts(tmp_path)
     damage(one, 2)
     damage(one, 7)
     (two.folder / "shard-foreign.arrow").write_text("I am no shard")
-    (cut,) = list_shards(store.folder)
-    (store.folder / cut).write_bytes((store.folder / cut).read_bytes()[:-30])
+    (cut,) = list_shards(tmp_path / "verdicts")
+    (tmp_path / "verdicts" / cut).write_bytes((tmp_path / "verdicts" / cut).read_bytes()[:-30])
     if not index:
         for file in tmp_path.glob("*/index.safetensors"):
             file.unlink()
@@ -123,7 +123,7 @@ def test_what_is_needed_stays_and_the_rest_goes(tmp_path: Path) -> None:
     one = filled(tmp_path, "one", range(5), range(5, 10), range(10, 15))
     two = filled(tmp_path, "two", range(4))
     filled(tmp_path, "three", range(6))
-    store = verdicts(tmp_path)
+    verdicts(tmp_path)
     whole = next(name for name in list_shards(one.folder) if key(5) in _keys(one.folder / name))
     needed = {"one": {key(n) for n in (3, 4, 5, 6, 7, 8, 9, 99)}, "three": {key(n) for n in range(6)}}
     found = {waste.title: waste for waste in find_waste(tmp_path, needed, Told())}
@@ -138,7 +138,7 @@ def test_what_is_needed_stays_and_the_rest_goes(tmp_path: Path) -> None:
     assert len(list_shards(one.folder)) == 2
     assert not two.folder.exists()
     assert sound(tmp_path, "three", range(6)) == list(range(6))
-    assert len(ShardStore(store.folder)) == 3
+    assert len(ShardStore(tmp_path / "verdicts")) == 3
     assert not find_waste(tmp_path, needed, Told())
 
 

@@ -1,4 +1,4 @@
-"""Steps are told in their order, late or at once, and never after one that was not finite."""
+"""Steps are told in their order, late or at once, and never after three that were not finite."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import torch
 from trainer.core.errors import NonFiniteError
 from trainer.core.events import read_events
 from trainer.core.run_folder import RunFolder
+from trainer.data.example import Example, Size
 from trainer.loop import ledger as module
 from trainer.loop.ledger import Ledger, Moment
 from trainer.tracking.trackers import Trackers
@@ -77,24 +78,62 @@ def test_steps_of_a_device_that_works_ahead_are_told_in_their_order(folder: RunF
     assert told(folder) == [1, 2, 3, 4, 5, 6]
 
 
+NAN, INF = float("nan"), float("inf")
+
+
 @pytest.mark.parametrize(
-    ("loss", "norm", "passes", "named"),
-    [
-        (float("nan"), 1.0, (0.1, float("nan")), ["b"]),
-        (0.1, float("inf"), (0.1, 0.2), ["a", "b"]),
-    ],
+    ("loss", "norm", "passes", "named"), [(NAN, 1.0, (0.1, NAN), ["b"]), (0.1, INF, (0.1, 0.2), ["a", "b"])]
 )
-def test_a_step_that_is_not_finite_ends_the_story(
+def test_three_steps_in_a_row_that_are_not_finite_end_the_story(
     folder: RunFolder, slow: dict[str, int], loss: float, norm: float, passes: tuple[float, float], named: list[str]
 ) -> None:
-    ledger = Ledger(Trackers.open((), folder, {}, step=0), CPU)
+    example = Example(source=0, locator="x", name="b.png", key=KEYS[1][0], size=Size(1, 1), captions=("a ball",))
+    ledger = Ledger(Trackers.open((), folder, {}, step=0), CPU, examples=[example])
     enter(ledger, 1, 0.5, 1.0)
-    enter(ledger, 2, loss, norm, passes)
-    enter(ledger, 3, 0.5, 1.0)
-    with pytest.raises(NonFiniteError, match="step 2") as caught:
+    for step in (2, 3, 4):
+        enter(ledger, step, loss, norm, passes)
+    enter(ledger, 5, 0.5, 1.0)
+    with pytest.raises(NonFiniteError, match="steps 2 to 4") as caught:
         ledger.settle()
-    assert told(folder) == [1]
+    assert caught.value.exit_code == 5
+    assert told(folder) == [1, 2, 2, 3, 3]  # and a warning each
     text: Any = caught.value.where
     assert [letter for letter in "ab" if letter * 12 in text] == named
+    assert "b.png" in text
+    assert "a ball" in text
     ledger.settle()  # what came after is void
-    assert told(folder) == [1]
+    assert told(folder) == [1, 2, 2, 3, 3]
+
+
+def test_two_such_steps_in_a_row_are_passed_over_and_told(folder: RunFolder) -> None:
+    ledger = Ledger(Trackers.open((), folder, {}, step=0), CPU)
+    for step in range(1, 10):
+        lost = step % 3 != 0
+        enter(ledger, step, NAN if lost else 0.5, 1.0, (NAN, 0.2) if lost else (0.1, 0.2))
+    events = read_events(folder.events)
+    warnings = [event for event in events if event["kind"] == "warning"]
+    assert [event["step"] for event in warnings] == [1, 2, 4, 5, 7, 8]
+    assert "a" * 12 in warnings[0]["message"]
+    assert [event["loss"] for event in events if event["kind"] == "step"] == [None, None, 0.5] * 3
+    assert ledger.passed_over == 6
+
+
+def test_overflows_of_a_scaled_loss_are_counted_and_end_where_scaling_cannot_be_their_cause(folder: RunFolder) -> None:
+    ledger = Ledger(Trackers.open((), folder, {}, step=0), CPU, scaled=True)
+    for step in range(1, 30):
+        enter(ledger, step, 0.5, INF)
+    assert ledger.passed_over == 29
+    assert all(event["kind"] == "step" for event in read_events(folder.events))
+    enter(ledger, 30, 0.5, 1.0)
+    for step in range(31, 60):
+        enter(ledger, step, 0.5, INF)
+    with pytest.raises(NonFiniteError, match="step 60"):
+        enter(ledger, 60, 0.5, INF)
+
+
+def test_a_scaled_loss_that_is_not_finite_itself_counts_as_any(folder: RunFolder) -> None:
+    ledger = Ledger(Trackers.open((), folder, {}, step=0), CPU, scaled=True)
+    enter(ledger, 1, NAN, NAN)
+    enter(ledger, 2, NAN, NAN)
+    with pytest.raises(NonFiniteError, match="steps 1 to 3"):
+        enter(ledger, 3, NAN, NAN)

@@ -8,11 +8,13 @@ import torch
 
 from trainer.assemble import assemble
 from trainer.beginning import run_folder_of
+from trainer.core.clock import Clock
 from trainer.core.errors import NonFiniteError
+from trainer.core.events import read_events
 from trainer.core.progress import Silence
 from trainer.core.tensors import read_tensors
 from trainer.loop.checkpoints import Checkpoints
-from trainer.loop.run import Run
+from trainer.loop.run import Run, bare
 from trainer.loop.train import train
 from trainer.recipe.recipe import Recipe
 
@@ -49,28 +51,79 @@ def test_a_base_of_16_bits_trains_an_adapter_of_32(recipe_of: Callable[..., Reci
     assert all(bool(tensor.isfinite().all()) for tensor in result.values())
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_spoils_nothing(
-    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    recipe = recipe_of(steps=6)
-    run = begin(recipe)
+def spoil(run: Run, monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """Let the network give NaN in these steps, counted from 1."""
     predict = type(run.model).predict
 
     def predict_or_fail(*arguments: object) -> torch.Tensor:
         predicted = predict(*arguments)  # pyright: ignore[reportArgumentType] - handed on as they came
-        return predicted * float("nan") if run.clock.step == 3 else predicted
+        return predicted * float("nan") if run.clock.step + 1 in steps else predicted
 
     monkeypatch.setattr(type(run.model), "predict", predict_or_fail)
-    with pytest.raises(NonFiniteError, match="step 4") as caught, run.trackers:
+
+
+def test_losses_that_are_not_finite_stop_the_run_and_spoil_nothing(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_of(steps=6)
+    run = begin(recipe)
+    spoil(run, monkeypatch, 2, 4, 5, 6)
+    with pytest.raises(NonFiniteError, match="steps 4 to 6") as caught, run.trackers:
         train(run)
     assert caught.value.exit_code == 5
-    for number in (3 * run.clock.accumulate, 3 * run.clock.accumulate + 1):
-        for key in run.batches.numbered(number).keys:
-            assert key[:12] in str(caught.value)
+    for number in range(3 * run.clock.accumulate, 6 * run.clock.accumulate):
+        for example in run.batches.numbered(number).keys:
+            assert example[:12] in str(caught.value)
+    assert ".png" in str(caught.value)
     assert all(bool(parameter.isfinite().all()) for parameter in run.trainable.parameters())
     folder = run_folder_of(recipe)
     assert not folder.result.exists()
     saved = Checkpoints(folder, recipe.checkpoints).newest()
     assert saved is not None
-    assert saved.step == 3
+    assert saved.step == 5
     assert all(bool(tensor.isfinite().all()) for tensor in saved.trained.values())
+    assert all(bool(tensor.isfinite().all()) for tensor in saved.optimizer.values() if tensor.is_floating_point())
+
+
+def test_a_step_that_is_not_finite_is_passed_over(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = recipe_of(steps=4)
+    run = begin(recipe)
+    spoil(run, monkeypatch, 2, 3)
+    with run.trackers:
+        result = read_tensors(train(run))
+    assert all(bool(tensor.isfinite().all()) for tensor in result.values())
+    assert "in step 2, so the step is passed over" in caplog.text
+    assert ".png" in caplog.text
+    steps = [event for event in read_events(run_folder_of(recipe).events) if event["kind"] == "step"]
+    assert [event["loss"] is None for event in steps] == [False, True, True, False]
+
+
+@pytest.mark.parametrize("part", ["trained", "optimizer", "ema"])
+def test_a_weight_that_is_not_finite_reaches_no_file(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    recipe = recipe_of(steps=3, ema={"decay": 0.9}, optimizer={"kind": "adamw", "rate": 0.01})
+    run = begin(recipe)
+    assert run.ema is not None
+    averages, tick, step = run.ema, type(run.clock).tick, 2
+
+    def tick_and_spoil(clock: Clock, pictures: int) -> None:
+        tick(clock, pictures)
+        if clock.step != step:
+            return
+        if part == "ema":
+            next(iter(averages.state().values())).view(-1)[0] = float("inf")
+        elif part == "trained":
+            next(iter(run.trainable.parameters())).data.view(-1)[0] = float("nan")
+        else:
+            next(iter(bare(run.optimizer).state.values()))["exp_avg"].view(-1)[0] = float("nan")
+
+    monkeypatch.setattr(Clock, "tick", tick_and_spoil)
+    with pytest.raises(NonFiniteError) as caught, run.trackers:
+        train(run)
+    assert caught.value.exit_code == 5
+    folder = run_folder_of(recipe)
+    assert not folder.result.exists()
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["step-000001"]

@@ -3,13 +3,15 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from trainer.assemble import assemble
-from trainer.beginning import is_finished, run_folder_of
+from trainer.beginning import check_beginning, is_finished, run_folder_of
 from trainer.core.errors import CheckpointError
 from trainer.core.progress import Silence
+from trainer.core.run_folder import RunFolder
 from trainer.loop.train import train
 from trainer.recipe.recipe import Recipe
 
@@ -95,6 +97,56 @@ def test_a_begun_run_is_not_started_again(recipe_of: Callable[..., Recipe]) -> N
     with pytest.raises(CheckpointError, match="has begun already"):
         assemble(recipe, resume=False, progress=QUIET)
     assert run_folder_of(recipe).result.read_bytes() == before
+
+
+REFUSED: dict[str, dict[str, Any]] = {
+    "seed": {"seed": 5},
+    "batch": {"batch": 1},
+    "accumulate": {"accumulate": 1},
+    "adapter.rank": {"adapter": {"kind": "lora", "rank": 8, "dropout": 0.1, "layers": ["attention", "convolution"]}},
+    "optimizer.rate": {"optimizer": {"kind": "adamw_8bit", "rate": 2.0e-2}},
+    "rate.warmup": {"rate": {"kind": "cosine", "warmup": 4}},
+    "precision": {"precision": "bfloat16"},
+    "ema": {"ema": {"decay": 0.9}},
+    "gradient_checkpointing": {"gradient_checkpointing": "half"},
+}
+ALLOWED: dict[str, dict[str, Any]] = {
+    "steps": {"steps": 9},
+    "previews.every": {"previews": {"every": 7}},
+    "checkpoints.keep": {"checkpoints": {"every": 1, "keep": 3}},
+    "export.precision": {"export": {"precision": "bfloat16"}},
+    "data.cache.folder": {},
+}
+
+
+def begun(recipe: Recipe) -> RunFolder:
+    """The folder of a run that has begun and was stopped before its first step."""
+    assemble(recipe, resume=False, progress=QUIET)
+    return run_folder_of(recipe)
+
+
+def test_each_change_is_refused_or_allowed_by_list_and_told(
+    recipe_of: Callable[..., Recipe], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = recipe_of()
+    folder = begun(recipe)
+    for key, changes in REFUSED.items():
+        with pytest.raises(CheckpointError, match=rf"changed since this run began: {key}") as caught:
+            check_beginning(recipe_of(**changes), folder, resume=True)
+        assert f"{key.split('.')[0]}" in str(caught.value.mend)
+        assert " was " in str(caught.value.mend)
+    for key, changes in ALLOWED.items():
+        changed = recipe_of(**changes)
+        if key == "data.cache.folder":
+            cache = changed.data.cache.model_copy(update={"folder": tmp_path / "elsewhere"})
+            changed = changed.model_copy(update={"data": changed.data.model_copy(update={"cache": cache})})
+        caplog.clear()
+        with caplog.at_level("INFO", logger="trainer"):
+            check_beginning(changed, folder, resume=True)
+        assert f"{key} was " in caplog.text
+    caplog.clear()
+    check_beginning(recipe, folder, resume=True)
+    assert caplog.text == ""
 
 
 def test_a_changed_recipe_is_refused_and_more_steps_are_not(recipe_of: Callable[..., Recipe]) -> None:

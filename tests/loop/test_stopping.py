@@ -7,7 +7,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 
+import psutil
 import pytest
 
 from trainer.assemble import assemble
@@ -15,7 +17,7 @@ from trainer.beginning import run_folder_of
 from trainer.core.events import read_events
 from trainer.core.progress import Silence
 from trainer.loop.checkpoints import Checkpoints
-from trainer.loop.stopping import Stopped, Stopper
+from trainer.loop.stopping import Stopped, Stopper, Watched
 from trainer.loop.train import train
 from trainer.recipe.recipe import Recipe
 
@@ -29,8 +31,71 @@ def test_the_first_signal_is_noted_and_handlers_come_back(number: signal.Signals
         assert stopper.asked is None
         signal.raise_signal(number)
         assert stopper.asked == number
-        assert signal.getsignal(number) == before  # a second signal acts as it would have without us
+        signal.raise_signal(number)  # torchrun and `timeout` tell twice what they mean once
+        stopper.look()  # what is not interruptible goes on
     assert signal.getsignal(number) == before
+
+
+def test_a_phase_that_reports_stops_at_its_next_report() -> None:
+    with Stopper() as stopper:
+        watched = Watched(Silence(), stopper)
+        with pytest.raises(Stopped) as stopped, stopper.interruptible(60.0):
+            watched("reading", 1, 3)
+            signal.raise_signal(signal.SIGTERM)
+            watched("reading", 2, 3)
+            pytest.fail("the report did not stop it")
+        assert stopped.value.exit_code == 143
+        watched("training", 1, 3)  # not a clean point any more
+
+
+def test_a_phase_that_reports_nothing_stops_when_patience_ends() -> None:
+    began = time.monotonic()
+    with Stopper() as stopper, pytest.raises(Stopped), stopper.interruptible(0.2):
+        signal.raise_signal(signal.SIGINT)
+        Event().wait(30)
+    assert 0.2 <= time.monotonic() - began < 10
+
+
+def test_what_could_be_interrupted_is_over_when_it_ends() -> None:
+    with Stopper() as stopper:
+        with stopper.interruptible(0.05):
+            signal.raise_signal(signal.SIGINT)
+        time.sleep(0.2)
+        assert stopper.asked == signal.SIGINT
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_second_signal_ends_the_process_and_its_children_at_once(number: signal.Signals, code: int) -> None:
+    script = """
+import subprocess, sys, time
+from trainer.loop import stopping
+stopping._AS_ONE = 0.1
+with stopping.Stopper():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    print(child.pid, flush=True)
+    try:
+        time.sleep(60)
+    finally:
+        time.sleep(60)  # nothing of this is waited for
+"""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    child = int(process.stdout.readline())
+    process.send_signal(number)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(number)
+    assert process.wait(timeout=10) == code
+    process.stdout.close()
+    deadline = time.monotonic() + 5
+    while _lives(child) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not _lives(child)
+
+
+def _lives(number: int) -> bool:
+    return psutil.pid_exists(number) and psutil.Process(number).status() != psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

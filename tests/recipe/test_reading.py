@@ -55,3 +55,21 @@ def test_a_mistake_names_the_file_and_line(tmp_path: Path) -> None:
     assert f"{path}:2 (stpes)" in text
     assert "Did you mean `steps`?" in text
     assert "The key `data` is missing." in text
+
+
+@pytest.mark.parametrize(
+    ("line", "key"),
+    [
+        ("previews: {prompts: [a cat, 'hf_TOKEN']}", "previews.prompts.1"),
+        ("model: {kind: sd1, weights: 'https://me:hf_TOKEN@host/model'}", "model.weights"),
+        ("trackers: [{kind: wandb, project: 'ghp_TOKEN'}]", "trackers.0.project"),
+    ],
+)
+def test_a_secret_in_a_recipe_is_refused_and_not_repeated(tmp_path: Path, line: str, key: str) -> None:
+    path = tmp_path / "open.yaml"
+    token = "aB3" * 12
+    start = "name: x\ndata: {sources: [{kind: folder, path: pictures}]}\n"
+    path.write_text(start + line.replace("TOKEN", token) + "\n", encoding="utf-8")
+    error = refusal(path)
+    assert key in error.what
+    assert token not in str(error)

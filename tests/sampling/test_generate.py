@@ -2,7 +2,9 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -20,9 +22,10 @@ from trainer.families.model import DiffusionModel
 from trainer.families.sd1 import Sd1
 from trainer.families.sd2 import Sd2
 from trainer.families.sdxl import Sdxl
-from trainer.sampling.generate import generate
+from trainer.sampling.generate import Drawing, draw, drawn, generate
 from trainer.sampling.prompts import DrawSettings, Prompt
 from trainer.sampling.samplers import SAMPLERS, Sampler
+from trainer.sampling.understanding import understand
 from trainer.weights.export import ExportSettings, export
 from trainer.weights.lora_state import LoraState
 from trainer.weights.metadata import TrainingFacts
@@ -161,3 +164,69 @@ def test_every_sampler_can_begin_with_pure_noise(small_sd2: Path, sampler: Sampl
     with patch.object(model, "decode_latents", wraps=model.decode_latents) as decode:
         generate(model, [Prompt(text="red")], sampler, DrawSettings(steps=4), (16, 16))
     assert 0.01 < decode.call_args.args[0].std() < 100
+
+
+def test_long_and_weighted_prompts_do_not_depend_on_their_company_either(small_sdxl: Path) -> None:
+    model = Sdxl(weights=str(small_sdxl)).load(Precision.float32, torch.device("cpu"))
+    texts = ["ball", " ".join(["ball"] * 80), "(red:1.4) ball", "red BREAK ball"]
+    asked = [Prompt(text=text, seed=n, negative="tag " * 90 if n == 2 else "") for n, text in enumerate(texts)]
+    settings = DrawSettings(steps=3, batch=4)
+    seen: list[tuple[int, int]] = []
+    plain = model.predict
+
+    def predict(noisy: Tensor, t: Tensor, words: Conditioning, geometry: Geometry | None = None) -> Tensor:
+        seen.append((len(noisy), words.tokens.shape[1]))
+        return plain(noisy, t, words, geometry)
+
+    with patch.object(model, "predict", predict):
+        together = generate(model, asked, SAMPLERS["ddim"], settings, (16, 16))
+    assert {length for _, length in seen} >= {77, 154}
+    assert sum(count for count, _ in seen) == 3 * 2 * len(asked)
+    alone = [generate(model, [prompt], SAMPLERS["ddim"], settings, (16, 16))[0] for prompt in asked]
+    assert max(difference(a, b) for a, b in zip(together, alone, strict=True)) <= 2
+    louder = generate(model, [Prompt(text="red ball", seed=2)], SAMPLERS["ddim"], settings, (16, 16))[0]
+    assert difference(louder, together[2]) > 0
+
+
+def test_where_memory_runs_out_fewer_are_drawn_at_once(small_model: Path) -> None:
+    model = Sd1(weights=str(small_model)).load(Precision.float32, torch.device("cpu"))
+    asked = understand(model, [Prompt(text=f"ball {n}", seed=n) for n in range(7)])
+    how = Drawing(sampler=SAMPLERS["ddim"], settings=DrawSettings(steps=2, batch=6), size=(16, 16), yielding=True)
+    plain, seen = model.predict, list[int]()
+
+    def predict(noisy: Tensor, *rest: Any) -> Tensor:
+        seen.append(len(noisy))
+        if len(noisy) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return plain(noisy, *rest)
+
+    whole = draw(model, asked, how)
+    with patch.object(model, "predict", predict):
+        sparing = draw(model, asked, how)
+        tried = list(seen)
+        with pytest.raises(torch.OutOfMemoryError):
+            draw(model, asked, replace(how, yielding=False))
+    assert [count for count in tried if count > 4] == [12, 6]  # six pictures, then three; two go, and go on
+    assert max(difference(a, b) for a, b in zip(whole, sparing, strict=True)) <= 2
+
+    def never(noisy: Tensor, *_: Any) -> Tensor:
+        seen.append(len(noisy))
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    seen.clear()
+    with patch.object(model, "predict", never), pytest.raises(torch.OutOfMemoryError):
+        draw(model, asked, how)
+    assert seen == [12, 6, 2, 1]  # at last one row at a time
+
+
+def test_pictures_come_one_chunk_after_the_other(small_model: Path) -> None:
+    model = Sd1(weights=str(small_model)).load(Precision.float32, torch.device("cpu"))
+    asked = understand(model, [Prompt(text="ball", seed=n) for n in range(4)])
+    how = Drawing(sampler=SAMPLERS["ddim"], settings=DrawSettings(steps=2, batch=2), size=(16, 16))
+    model.denoiser.train()
+    with patch.object(model, "decode_latents", wraps=model.decode_latents) as decode:
+        pictures = drawn(model, asked, how)
+        next(pictures)
+        assert decode.call_count == 1
+        pictures.close()
+    assert model.denoiser.training

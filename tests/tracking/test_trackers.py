@@ -1,5 +1,6 @@
 """Nobody who listens can stop or slow the run."""
 
+import json
 import os
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from trainer.core.errors import RecipeError
 from trainer.core.events import read_events
 from trainer.core.run_folder import RunFolder
 from trainer.tracking.tensorboard import TensorBoard
-from trainer.tracking.tracker import Tracker, TrackerSettings
+from trainer.tracking.tracker import Table, Tracker, TrackerSettings
 from trainer.tracking.trackers import Lane, Trackers
 from trainer.tracking.wandb import Wandb
 
@@ -32,6 +33,9 @@ class Listener(Tracker):
 
     def pictures(self, step: int, pictures: Mapping[str, Path]) -> None:
         self.told.append((step, dict(pictures)))
+
+    def table(self, step: int, name: str, table: Table) -> None:
+        self.told.append((step, name, table))
 
     def close(self) -> None:
         self.told.append("closed")
@@ -91,13 +95,17 @@ def test_everybody_is_told_in_order(folder: RunFolder) -> None:
     one, other = Listener(), Listener()
     with trackers_with(folder, Lane("one", one), Lane("other", other)) as trackers:
         trackers.step(1, loss=0.5, rates={"unet": 1e-3}, seconds=0.2, peak_bytes=7)
-        trackers.event("held_out", 1, loss=0.25, pictures="all", whole=True, missing=None, broken=float("nan"))
+        trackers.event(
+            "held_out", 1, loss=0.25, bands=[0.125, None, 0.5], pictures="all", whole=True, broken=float("nan")
+        )
         trackers.pictures(1, {"grid": folder.previews(1) / "grid.png"})
         trackers.event("checkpoint", 1, path="step-000001")
+        trackers.table(1, "data", TABLE)
     assert one.told == [
         (1, {"train/loss": 0.5, "train/rate": 1e-3, "train/seconds": 0.2, "train/peak_bytes": 7.0}),
-        (1, {"held_out/loss": 0.25}),
+        (1, {"held_out/loss": 0.25, "held_out/bands/1": 0.125, "held_out/bands/3": 0.5}),
         (1, {"grid": folder.previews(1) / "grid.png"}),
+        (1, "data", TABLE),
         "closed",
     ]
     assert other.told == one.told
@@ -203,6 +211,7 @@ def test_a_missing_package_is_said_before_the_run(
         Trackers.open([settings], folder, {}, step=0)
 
 
+TABLE = Table(("files", "number"), (("accepted | <b>", 5), ("rejected", None)))
 CONFIG: dict[str, object] = {
     "name": "blob",
     "sources": [{"path": "/home/alice/secret-project/pictures"}],
@@ -217,8 +226,19 @@ def tell_a_little(settings: TrackerSettings, folder: RunFolder) -> None:
     sheet.parent.mkdir(parents=True)
     Image.new("RGB", (32, 16), (200, 30, 40)).save(sheet)
     with Trackers.open([settings], folder, CONFIG, step=0) as trackers:
+        trackers.table(0, "data", TABLE)
         take_steps(trackers, 2)
-        trackers.pictures(2, {"grid": sheet})
+        trackers.event("held_out", 2, loss=0.25, bands=[0.125, 0.375])
+        trackers.pictures(2, {"grid": sheet, "preview/1": sheet})
+        trackers.close(seconds=40)
+    assert warnings(folder) == []
+
+
+def go_on(settings: TrackerSettings, folder: RunFolder) -> None:
+    """The run goes on after its first step: the second one comes again, as it was."""
+    with Trackers.open([settings], folder, CONFIG, step=1) as trackers:
+        for step in (2, 3):
+            trackers.step(step, loss=1 / step, rates={"unet": 1e-3}, seconds=0.1, peak_bytes=1 << 30)
         trackers.close(seconds=40)
     assert warnings(folder) == []
 
@@ -230,11 +250,36 @@ def test_tensorboard_reads_what_was_told(folder: RunFolder) -> None:
     told = EventAccumulator(str(folder.root / "tensorboard"))
     told.Reload()
     assert [(event.step, event.value) for event in told.Scalars("train/loss")] == [(1, 1.0), (2, 0.5)]
-    (picture,) = told.Images("grid")
-    assert (picture.step, picture.width, picture.height) == (2, 32, 16)
+    for name in ("grid", "preview/1"):
+        (picture,) = told.Images(name)
+        assert (picture.step, picture.width, picture.height) == (2, 32, 16)
+    assert [(event.step, event.value) for event in told.Scalars("held_out/loss")] == [(2, 0.25)]
+    assert [event.value for event in told.Scalars("held_out/bands/2")] == [0.375]
+    (table,) = told.Tensors("data/text_summary")
+    (text,) = table.tensor_proto.string_val
+    assert text.decode() == "| files | number |\n| --- | --- |\n| accepted &#124; &lt;b> | 5 |\n| rejected |  |"
     written = b"".join(file.read_bytes() for file in (folder.root / "tensorboard").iterdir())
     assert b'"rank": 16' in written
     assert not [marker for marker in MARKERS if marker.encode() in written]
+
+
+def test_tensorboard_goes_on_where_the_run_does(folder: RunFolder) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tell_a_little(TensorBoard(), folder)
+    go_on(TensorBoard(), folder)
+    told = EventAccumulator(str(folder.root / "tensorboard"))
+    told.Reload()
+    assert [event.step for event in told.Scalars("train/loss")] == [1, 2, 3]
+
+
+def test_wandb_goes_on_with_the_same_run(folder: RunFolder) -> None:
+    tell_a_little(Wandb(mode="offline"), folder)
+    go_on(Wandb(mode="offline"), folder)
+    histories = [file for file in (folder.root / "wandb").rglob("*.wandb") if not file.parent.is_symlink()]
+    identity = (folder.root / "wandb" / "run-id.txt").read_text(encoding="utf-8")
+    assert [file.name for file in histories] == [f"run-{identity}.wandb"] * 2
+    assert all(b"train/loss" in file.read_bytes() for file in histories)
 
 
 def test_wandb_works_offline_and_keeps_to_the_run_folder(
@@ -248,8 +293,13 @@ def test_wandb_works_offline_and_keeps_to_the_run_folder(
     tell_a_little(Wandb(mode="offline"), folder)
     files = [file for file in (folder.root / "wandb").rglob("*") if file.is_file()]
     (history,) = [file for file in files if file.suffix == ".wandb"]
-    assert b"train/loss" in history.read_bytes()
-    assert [file.suffix for file in files if "media" in file.parts] == [".png"]
+    for words in (b"train/loss", b"held_out/loss", b"held_out/bands/2", b"rank", b"preview/1", b"table-file"):
+        assert words in history.read_bytes()
+    media = [file for file in files if "media" in file.parts]
+    assert sorted(file.suffix for file in media) == [".json", ".png", ".png"]
+    (table,) = [json.loads(file.read_bytes()) for file in media if file.suffix == ".json"]
+    assert table["columns"] == ["files", "number"]
+    assert table["data"] == [["accepted | <b>", 5], ["rejected", None]]
     contents = {file: file.read_bytes() for file in files}
     assert not [(file, marker) for file in files for marker in MARKERS if marker.encode() in contents[file]]
     assert not [file for file in home.rglob("*") if file.is_file()]

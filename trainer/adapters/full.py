@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Final, Literal, cast
 
@@ -18,6 +19,7 @@ from trainer.adapters.trainable import Adapter, Surroundings, Trainable
 from trainer.core.device import Precision
 from trainer.core.errors import CheckpointError, RecipeError
 from trainer.core.seeds import Seeds
+from trainer.core.shards import shared_like
 from trainer.families.model import DiffusionModel
 from trainer.families.published import TOKENS
 from trainer.families.saving import save_whole
@@ -186,8 +188,8 @@ class WholeModel(Trainable):
     ) -> None:
         self._model = model
         self._networks = networks  # as they are without what training on several devices puts around them
-        self._named = named
-        self._groups = groups
+        self._named = dict(named)
+        self._groups = list(groups)
         self._settings = settings
         self._seeds = seeds
         self._untouched = True  # the weights are still those of the base
@@ -201,6 +203,14 @@ class WholeModel(Trainable):
     @override
     def groups(self) -> list[ParameterGroup]:
         return list(self._groups)
+
+    @override
+    def follow(self) -> None:
+        for part, network in self._networks.items():
+            now = {f"{part}.{_canonical(name, part)}": own for name, own in network.named_parameters()}
+            self._named |= {name: now[name] for name in self._named if name in now}
+        left = iter(self._named.values())  # in the order of the groups
+        self._groups = [replace(group, parameters=list(islice(left, len(group.parameters)))) for group in self._groups]
 
     @override
     def driven(self, optimizer: Optimizer, clip_norm: float) -> Optimizer:
@@ -232,7 +242,7 @@ class WholeModel(Trainable):
         self._untouched = False
         self._set_aside = {}
         for name, parameter in self._named.items():
-            parameter.detach().copy_(state[name])
+            parameter.detach().copy_(shared_like(state[name], parameter))
 
     @override
     def set_strength(self, strength: float) -> None:

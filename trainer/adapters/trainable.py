@@ -71,6 +71,9 @@ class Trainable(ABC):
     def after_step(self) -> None:  # noqa: B027 - most kinds leave their weights as the optimiser left them
         """Bring the trained tensors to where they may be, after each movement of the optimiser; mostly nothing."""
 
+    def follow(self) -> None:  # noqa: B027 - most kinds are never sharded
+        """Take the parameters that now stand in the networks, where sharding has put others in their place."""
+
     def driven(self, optimizer: Optimizer, clip_norm: float) -> Optimizer:
         """What moves these parameters: mostly the optimiser as it is.
 

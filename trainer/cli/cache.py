@@ -44,9 +44,9 @@ def command(  # noqa: PLR0913 - each is a word of the command line
     _check(verify=verify, prune=prune, stat=stat, also=also or [], yes=yes)
     wanted = read_recipe(recipe, overrides or [])
     if stat:
-        _stat(wanted.data.cache.folder)
+        _stat(wanted)
     elif verify:
-        _verify(wanted.data.cache.folder)
+        _verify(wanted)
     elif prune:
         _prune([wanted, *(read_recipe(other, []) for other in also or [])], yes=yes)
     elif engine == "ray":
@@ -77,7 +77,7 @@ def _fill(recipe: "Recipe") -> None:
     with phases(quiet=not accelerator.is_main_process) as progress:
         _, _, report = prepare_data(recipe, None, accelerator, progress)
     if accelerator.is_main_process:
-        print(f"{report} In: {recipe.data.cache.folder}")
+        print(f"{report} In: {recipe.data.cache.shared or recipe.data.cache.folder}")
 
 
 def _fill_with_ray(recipe: "Recipe") -> None:
@@ -91,36 +91,47 @@ def _fill_with_ray(recipe: "Recipe") -> None:
         draw_class_pictures(recipe, model, progress)
         account = look_at_data(recipe, None, progress)
         report = fill_cache_with_ray(recipe, needs_of(recipe, account, model), progress)
-    print(f"{report} In: {recipe.data.cache.folder}")
+    print(f"{report} In: {recipe.data.cache.shared or recipe.data.cache.folder}")
 
 
-def _stat(root: Path) -> None:
+def _stat(recipe: "Recipe") -> None:
     from rich.console import Console
 
     from trainer.data.upkeep import facts_of
 
-    facts = facts_of(root)
-    rows = [[one.title, f"{one.entries:,}", _megabytes(one.bytes), f"{one.shards:,}"] for one in facts]
-    total = ["all", f"{sum(one.entries for one in facts):,}", _megabytes(sum(one.bytes for one in facts))]
-    rows.append([*total, f"{sum(one.shards for one in facts):,}"])
-    Console().print(_table(f"The cache in {root}", ["encoder", "entries", "size", "files"], rows))
+    for title, shared in _places(recipe):
+        facts = facts_of(recipe.data.cache.folder, shared)
+        rows = [[one.title, f"{one.entries:,}", _megabytes(one.bytes), f"{one.shards:,}"] for one in facts]
+        total = ["all", f"{sum(one.entries for one in facts):,}", _megabytes(sum(one.bytes for one in facts))]
+        rows.append([*total, f"{sum(one.shards for one in facts):,}"])
+        Console().print(_table(f"The cache in {title}", ["encoder", "entries", "size", "files"], rows))
 
 
-def _verify(root: Path) -> None:
+def _verify(recipe: "Recipe") -> None:
     from rich.console import Console
 
     from trainer.core.progress import phases
     from trainer.data.upkeep import verify
 
-    with phases() as progress:
-        found = verify(root, progress)
-    rows = [[one.title, f"{one.rows:,}", f"{one.damaged_rows:,}", f"{one.damaged_files:,}"] for one in found]
-    heads = ["encoder", "entries read", "damaged", "unreadable files"]
-    Console().print(_table(f"The cache in {root}", heads, rows))
-    if any(one.damaged_rows or one.damaged_files for one in found):
+    damaged = False
+    for title, shared in _places(recipe):
+        with phases() as progress:
+            found = verify(recipe.data.cache.folder, progress, shared)
+        rows = [[one.title, f"{one.rows:,}", f"{one.damaged_rows:,}", f"{one.damaged_files:,}"] for one in found]
+        heads = ["encoder", "entries read", "damaged", "unreadable files"]
+        Console().print(_table(f"The cache in {title}", heads, rows))
+        damaged = damaged or any(one.damaged_rows or one.damaged_files for one in found)
+    if damaged:
         print("What was damaged is removed; `trainer cache` and `trainer train` make it again.")
     else:
         print("Every entry is sound.")
+
+
+def _places(recipe: "Recipe") -> list[tuple[str, str | None]]:
+    """Where the recipe's entries lie, as messages call it: its folder, and the address that machines share."""
+    cache = recipe.data.cache
+    here: list[tuple[str, str | None]] = [(str(cache.folder), None)]
+    return here if cache.shared is None else [*here, (cache.shared, cache.shared)]
 
 
 def _prune(recipes: "Sequence[Recipe]", *, yes: bool) -> None:
@@ -132,7 +143,8 @@ def _prune(recipes: "Sequence[Recipe]", *, yes: bool) -> None:
     root = recipes[0].data.cache.folder
     _check_same_folder(recipes)
     with phases() as progress:
-        found = find_waste(root, _needed(recipes, progress), progress)
+        needed = _needed(recipes, progress)
+        found = [waste for _, shared in _places(recipes[0]) for waste in find_waste(root, needed, progress, shared)]
     if not found:
         print(f"Nothing in {root} can go: all of it is needed.")
         return
@@ -152,7 +164,10 @@ def _check_same_folder(recipes: "Sequence[Recipe]") -> None:
 
     root = recipes[0].data.cache.folder
     for other in recipes[1:]:
-        if other.data.cache.folder.resolve() != root.resolve():
+        if (other.data.cache.folder.resolve(), other.data.cache.shared) != (
+            root.resolve(),
+            recipes[0].data.cache.shared,
+        ):
             raise RecipeError(
                 f"The recipe `{other.name}` keeps its entries in another folder: {other.data.cache.folder}.",
                 where="--also",

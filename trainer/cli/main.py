@@ -2,7 +2,6 @@
 
 import importlib
 import platform
-import sys
 import traceback
 from collections.abc import Sequence
 from types import TracebackType
@@ -22,6 +21,10 @@ VERBS = {
     "cache": "Encode pictures and words once.",
     "train": "Run a recipe from its start, or from where it stopped.",
     "sample": "Draw prompts with or without an adapter.",
+    "grid": "Draw labelled sheets of pictures that differ along two or three axes, as PNG and as one HTML page.",
+    "evaluate": "Score every checkpoint of a run, recommend one, and say why.",
+    "report": "Write one self-contained HTML page of a run: curves, previews, scores, data, recipe, and how to use it.",
+    "publish": "Upload the result of a run to the model hub, with a model card; what would be uploaded is shown first.",
     "weights": "Look into model files, and convert, merge, extract and resize them.",
     "explain": "Tell what the keys of a recipe mean, and what they may be.",
 }
@@ -45,7 +48,7 @@ def run(arguments: Sequence[str]) -> int:
         return ending.code if isinstance(ending.code, int) else 0
     except TrainerError as error:
         if debug:
-            traceback.print_exc()
+            tell(traceback.format_exc().rstrip())
         else:
             tell(str(error))
         return error.exit_code
@@ -63,7 +66,7 @@ def _ran_out(error: MemoryError | RuntimeError, *, debug: bool) -> int:
     if not ran_out(error):
         raise error
     if debug:
-        traceback.print_exception(error)
+        tell("".join(traceback.format_exception(error)).rstrip())
     message = as_message(error)
     tell(str(message))
     return message.exit_code
@@ -99,7 +102,7 @@ def application(arguments: Sequence[str]) -> typer.Typer:
 
 def report_bug(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
     """Print the traceback, and ask to send it to us; to be used as `sys.excepthook`."""
-    sys.__excepthook__(kind, error, at)
+    tell("".join(traceback.format_exception(kind, error, at)).rstrip())  # as everything else: without secrets
     system = f"trainer {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     tell(f"\nThis is a bug of ours, not a mistake of yours. Please report it with the lines above; {system}.")
 

@@ -1,13 +1,18 @@
 """trainer train RECIPE: run a recipe from its start, or from where it stopped."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from typer import Argument, Exit, Option
 
 if TYPE_CHECKING:
     from trainer.core.errors import MemoryPlanError
+    from trainer.core.run_folder import RunFolder
+    from trainer.loop.stopping import Stopper
     from trainer.recipe.recipe import Recipe
+
+_AUTO: Final = "auto"
+_PATIENCE: Final = 10.0  # seconds until what comes before the training is ended where it is, if it tells nothing
 
 
 def command(
@@ -15,42 +20,110 @@ def command(
     overrides: Annotated[
         list[str] | None, Argument(metavar="KEY=VALUE", help="Changes, such as adapter.rank=8.")
     ] = None,
-    resume: Annotated[bool, Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    resume: Annotated[
+        bool,
+        Option("--resume", help="Go on from the newest checkpoint; --resume auto: if the run has begun, else begin."),
+    ] = False,
 ) -> None:
     """Run a recipe from its start, or from where it stopped.
 
     Example: trainer train recipes/character-lora.yaml steps=400 optimizer.rate=5e-4
     """
+    from trainer.loop.stopping import Stopped, Stopper
+
+    # `auto` is a word of its own to the parser: as the value of --resume it would make one of the word that follows
+    words = [str(recipe), *(overrides or [])]
+    auto = resume and len(words) > 1 and _AUTO in words
+    if auto:
+        words.remove(_AUTO)
+    try:
+        with Stopper() as stopper:
+            _train(Path(words[0]), words[1:], stopper, resume="if begun" if auto else resume)
+    except Stopped as stopped:
+        raise Exit(stopped.exit_code) from stopped
+
+
+def _train(path: Path, overrides: list[str], stopper: "Stopper", *, resume: bool | Literal["if begun"]) -> None:
+    """Run the recipe at `path`, and say how it ended.
+
+    Raises:
+        Stopped: by a signal, at a clean point.
+    """
     from contextlib import nullcontext
 
-    from trainer.assemble import assemble
     from trainer.beginning import is_finished, run_folder_of
     from trainer.core.device import is_first_process
-    from trainer.core.errors import MemoryPlanError
-    from trainer.core.progress import phases
-    from trainer.loop.stopping import Stopped
-    from trainer.loop.train import train
+    from trainer.core.files import told_of_refusals
     from trainer.recipe.reading import read_recipe
 
-    wanted = read_recipe(recipe, overrides or [])
+    wanted = read_recipe(path, overrides)
     folder = run_folder_of(wanted)
     if is_finished(wanted):
         print(f"This run is finished; nothing was changed. The result: {folder.result}")
         return
-    first = is_first_process()  # of several that share a run, one holds its lock and tells
-    with folder.owned() if first else nullcontext(), phases(quiet=not first) as progress:
-        run = assemble(wanted, resume=resume, progress=progress)
+    # of several processes that share a run, one holds its lock and tells
+    with folder.owned() if is_first_process() else nullcontext(), told_of_refusals(folder.root):
+        go_on = folder.recipe.is_file() if resume == "if begun" else resume
+        _go(wanted, stopper, again=f"trainer train {path}", resume=go_on)
+
+
+def _go(recipe: "Recipe", stopper: "Stopper", *, again: str, resume: bool) -> None:
+    """The run, in a folder that is ours; `again` is how a person starts it."""
+    from trainer.assemble import assemble
+    from trainer.beginning import run_folder_of
+    from trainer.core.device import is_first_process
+    from trainer.core.errors import MemoryPlanError
+    from trainer.core.progress import phases
+    from trainer.loop.stopping import Stopped, Watched
+    from trainer.loop.train import train
+
+    folder, first = run_folder_of(recipe), is_first_process()
+    tell = print if first else _say_nothing
+    with phases(quiet=not first) as progress:
+        try:
+            with stopper.interruptible(_PATIENCE):
+                run = assemble(recipe, resume=resume, progress=Watched(progress, stopper))
+        except Stopped:
+            begun = " --resume" if folder.recipe.is_file() else ""
+            tell(f"Stopped before the first step; what was encoded is kept. Go on with: {again}{begun}")
+            raise
         try:
             with run.trackers:
-                result = train(run)
+                result = train(run, stopper)
         except MemoryPlanError as error:
-            raise (_advised(wanted, error) if first else error) from error
+            raise (_advised(recipe, error) if first else error) from error
         except Stopped as stopped:
-            if first:
-                print(f"Stopped after step {run.clock.step}; go on with: trainer train {recipe} --resume")
-            raise Exit(stopped.exit_code) from stopped
-    if first:
-        print(f"Done. The result: {result}  Pictures: {folder.root / 'previews'}")
+            told = f"Stopped after step {run.clock.step}; go on with: {again} --resume"
+            tell(f"Done all the same. The result: {folder.result}" if stopped.finished else told)
+            raise
+    run.accelerator.end_training()
+    tell(f"Done. The result: {result}  {_report(folder, stopper) if first else ''}")
+
+
+def _report(folder: "RunFolder", stopper: "Stopper") -> str:
+    """Write the page of the finished run, and say where; where that does not come off, the run is done all the same."""
+    from trainer.core.errors import TrainerError
+    from trainer.core.log import logger
+    from trainer.core.progress import phases
+    from trainer.loop.stopping import Stopped
+    from trainer.reporting.page import write_report
+    from trainer.reporting.record import RunRecord
+
+    page = folder.root / "report.html"
+    try:
+        with stopper.interruptible(0), phases(quiet=True) as progress:
+            write_report(RunRecord.read(folder.root), page, progress, examined=False)
+    except Stopped:
+        logger.info("The report is left out; trainer report %s writes it.", folder.root)
+    except (TrainerError, OSError) as error:
+        logger.warning("The report could not be written: %s", error)
+    else:
+        return f"Report: {page}"
+    return f"Pictures: {folder.root / 'previews'}"
+
+
+def _say_nothing(_words: str) -> None:
+    pass
 
 
 def _advised(recipe: "Recipe", error: "MemoryPlanError") -> "MemoryPlanError":

@@ -72,6 +72,11 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+def process_count() -> int:
+    """How many processes share this run, as their launcher says; known before they have met."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def peak_bytes(device: torch.device) -> int:
     """The most memory used so far: allocated on the device for CUDA, resident in this process otherwise."""
     if device.type == "cuda":

@@ -42,6 +42,10 @@ class CheckpointError(TrainerError):
     """A run folder or one of its checkpoints is not what it should be."""
 
 
+class NotWrittenError(CheckpointError):
+    """The disk takes no more, or none of what a run must write."""
+
+
 class MemoryPlanError(TrainerError):
     """The run does not fit into the memory that it may use."""
 

@@ -17,6 +17,7 @@ _ALLOCATORS: Final = (  # how torch's allocators begin or end the RuntimeError t
     "can't allocate memory",
     "not enough memory: you tried to allocate",
     "out of memory",
+    "could not create a primitive",  # oneDNN, where its buffers find no room
 )
 _STEPS_COMPARED: Final = 20
 _STEPS_NEEDED: Final = 5

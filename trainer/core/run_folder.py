@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from trainer.core.errors import CheckpointError, RecipeError
+from trainer.core.files import flush_to_disk, remove_unfinished
 
 _NAME = re.compile(r"[\w][\w .+-]{0,99}")
 _RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
@@ -68,6 +69,15 @@ class RunFolder:
         """What the run was for: the file that inference programs load."""
         return self.root / f"{self.name}.safetensors"
 
+    @property
+    def adapters(self) -> Path:
+        """Holds results on the way, one a checkpoint."""
+        return self.root / "adapters"
+
+    def adapter(self, step: int) -> Path:
+        """What `result` would have been after `step` steps."""
+        return self.adapters / f"{self.name}-{step:06d}.safetensors"
+
     def previews(self, step: int) -> Path:
         """The folder for the pictures that were drawn after `step` steps."""
         return self.root / "previews" / f"step-{step:06d}"
@@ -87,16 +97,15 @@ class RunFolder:
             self.root.mkdir(parents=True, exist_ok=True)
             probe.touch()
             probe.unlink()
+            flush_to_disk(self.root.parent)
         except OSError as error:
-            raise RecipeError(
-                f"The run's folder cannot be written: {error.strerror}.",
-                where=str(self.root),
-                mend="Choose another folder with `runs=FOLDER`, or change its rights.",
-            ) from error
+            raise self._unwritable(error) from error
 
     @contextmanager
     def owned(self) -> Generator[None, None, None]:
         """Make the folder and hold the run's lock; the system releases it even when the process is killed.
+
+        What an earlier owner had begun to write is taken away. Who is refused has changed nothing.
 
         Raises:
             RecipeError: the folder cannot be made or written to.
@@ -104,9 +113,9 @@ class RunFolder:
         """
         from filelock import FileLock, Timeout
 
-        self.create()
         lock = FileLock(self.root / ".lock")
         try:
+            self.root.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout as error:
             raise CheckpointError(
@@ -114,7 +123,19 @@ class RunFolder:
                 where=str(self.root),
                 mend="Wait for it, stop it, or give this run another name.",
             ) from error
+        except OSError as error:
+            raise self._unwritable(error) from error
         try:
+            self.create()
+            for folder in (self.root, self.checkpoints, self.adapters, *(self.root / "previews").glob("step-*")):
+                remove_unfinished(folder)
             yield
         finally:
             lock.release()
+
+    def _unwritable(self, error: OSError) -> RecipeError:
+        return RecipeError(
+            f"The run's folder cannot be written: {error.strerror}.",
+            where=str(self.root),
+            mend="Choose another folder with `runs=FOLDER`, or change its rights.",
+        )

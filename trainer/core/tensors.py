@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import re
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from trainer.core.errors import WeightsError
 from trainer.core.files import printable, replacing
 
 _MOST_HEADER_BYTES = 100_000_000  # the format's own limit
+_OS_ERROR: Final = re.compile(r"\(os error (\d+)\)")
 _PIECE = 1 << 20  # numbers that are looked at together
 DTYPES: Final[Mapping[str, torch.dtype]] = {
     "F64": torch.float64,
@@ -100,12 +103,22 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """Write tensors atomically, in the order of their names, so that equal tensors give equal bytes.
 
     Tensors in a channels-last or otherwise strided form are laid out plainly first, which safetensors asks for.
+
+    Raises:
+        OSError: the disk is full or cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     plain = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     with replacing(path) as temporary:
-        save_file(plain, temporary, metadata=dict(metadata) if metadata else None)
+        try:
+            save_file(plain, temporary, metadata=dict(metadata) if metadata else None)
+        except SafetensorError as error:
+            code = _OS_ERROR.search(str(error))  # how the library, which is written in Rust, tells what the system said
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -6,6 +6,7 @@ from itertools import islice
 from typing import Any, Final, Literal
 
 from trainer.core.errors import DataError
+from trainer.core.redacting import without_secrets
 from trainer.data.example import Example
 from trainer.data.examples import ExampleTable
 
@@ -69,12 +70,12 @@ class Account:
         return self.accepted.select(self.accepted.numbers("held_out"))
 
     def as_json(self) -> dict[str, Any]:
-        """The account as plain lists and numbers, for `data.json`."""  # Any: JSON
+        """The account as plain lists and numbers, for `data.json`; secrets in captions are hidden."""  # Any: JSON
         return {
             "found": self.found,
             "counts": self.counts,
             "sources": list(self.sources),
-            "accepted": [_example_as_json(example) for example in islice(self.accepted, MOST_LISTED)],
+            "accepted": without_secrets([_example_as_json(example) for example in islice(self.accepted, MOST_LISTED)]),
             "captions": [asdict(remark) for remark in self.captions],
             "masks": [asdict(remark) for remark in self.masks],
             "rejected": [asdict(remark) for remark in self.rejected],

@@ -3,13 +3,12 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, PositiveInt
 from torch import Tensor
 
 from trainer.batch import Batch, Conditioning, Encoders, Geometry, Posterior
@@ -18,7 +17,7 @@ from trainer.core.seeds import Seeds
 from trainer.core.settings import Settings
 from trainer.data.account import OnReject
 from trainer.data.buckets import AssignedBuckets, Bucket, BucketRules, assign_all, bucket_table
-from trainer.data.cache import CacheDtype, TensorCache, cache_key
+from trainer.data.cache import CacheSettings, TensorCache, cache_key
 from trainer.data.captions import NO_WORDS, CaptionRules, caption_of, is_dropped
 from trainer.data.cropping import CROP_RULE, CropRules, Cut, cuts_of, place
 from trainer.data.decoder import PictureWork
@@ -38,17 +37,6 @@ _NOT_CACHED: Final = (
 
 Mend = Callable[[Sequence[PictureWork], Sequence[WordsWork]], None]
 """Makes entries of the cache anew."""
-
-
-class CacheSettings(Settings):
-    """Where encoded pictures and words are kept."""
-
-    folder: Path = Path("cache")
-    """Can serve all recipes at once: an entry is found by its content, never by a name."""
-    memory: NonNegativeInt = 268_435_456
-    """How many bytes of entries stay in memory once they were read from the folder."""
-    dtype: CacheDtype = "float16"
-    """Number format of entries: float16 is the more exact one, bfloat16 holds any size of number."""
 
 
 class DataSettings(Settings):
@@ -172,7 +160,7 @@ class CachedBatches:
             raise DataError(
                 "There are no pictures to train on.", where="data.sources", mend="Add a source of pictures."
             )
-        self._buckets = self.settings.buckets_of(self.examples, self.encoders.scale, self.batch)
+        self._buckets = self.settings.buckets_of(self.examples, self.encoders.scale, self.batch * self.world)
         self._sampler = BucketSampler(
             self._buckets.numbers,
             self.batch,
@@ -182,8 +170,9 @@ class CachedBatches:
             rank=self.rank,
         )
         cache = self.settings.cache
-        self._pictures = TensorCache(cache.folder, self.encoders.pictures_identity, cache.memory // 2)
-        self._words = TensorCache(cache.folder, self.encoders.words_identity, cache.memory // 2)
+        place, shared = cache.folder, cache.elsewhere
+        self._pictures = TensorCache(place, self.encoders.pictures_identity, cache.memory // 2, shared=shared)
+        self._words = TensorCache(place, self.encoders.words_identity, cache.memory // 2, shared=shared)
 
     @property
     def batches_per_epoch(self) -> int:
@@ -211,6 +200,7 @@ class CachedBatches:
         examples = [self.examples[index] for index in plan.examples]
         bucket = self._buckets[plan.examples[0]]
         cuts = [self._cut(example, bucket, number, slot) for example, slot in zip(examples, plan.slots, strict=True)]
+        self._pictures.fetch([self._key(example, bucket, cut) for example, cut in zip(examples, cuts, strict=True)])
         rows = [self._row(example, bucket, cut) for example, cut in zip(examples, cuts, strict=True)]
         posterior = Posterior(
             mean=torch.stack([row["mean"] for row in rows]),
@@ -226,11 +216,11 @@ class CachedBatches:
             slots=plan.slots,
             latents=posterior.sample(draw),
             words=captions if self.live_words else self._conditioning(captions, examples),
-            geometry=_geometry(examples, bucket, cuts),
+            geometry=geometry_of(examples, bucket, cuts),
             weight=torch.tensor(weights, dtype=torch.float32),
             total=plan.total,
             keys=tuple(example.key for example in examples),
-            mask=_masks(rows),
+            mask=masks_of(rows),
             from_base=tuple(row for row, example in enumerate(examples) if self.settings.asks_base(example)),
         )
 
@@ -243,8 +233,11 @@ class CachedBatches:
             return places[0]
         return places[int(self.seeds.uniform("place", number, slot) * len(places))]
 
+    def _key(self, example: Example, bucket: Bucket, cut: Cut) -> str:
+        return picture_key(example, bucket, cut, self.encoders.pictures_identity, self.settings.cache.dtype)
+
     def _row(self, example: Example, bucket: Bucket, cut: Cut) -> dict[str, Tensor]:
-        key = picture_key(example, bucket, cut, self.encoders.pictures_identity, self.settings.cache.dtype)
+        key = self._key(example, bucket, cut)
         row = self._pictures.read(key)
         if row is None and self.mend is not None:
             self.mend([PictureWork(example=example, bucket=bucket, cuts=(cut,), keys=(key,))], [])
@@ -265,12 +258,16 @@ class CachedBatches:
         return tuple(captions)
 
     def _conditioning(self, captions: Sequence[str], examples: Sequence[Example]) -> Conditioning:
+        self._words.fetch([self._words_key(caption) for caption in captions])
         rows = [self._states(caption, example) for caption, example in zip(captions, examples, strict=True)]
         pooled = torch.stack([row["pooled"] for row in rows]) if "pooled" in rows[0] else None
         return Conditioning(tokens=torch.stack([row["tokens"] for row in rows]), pooled=pooled)
 
+    def _words_key(self, caption: str) -> str:
+        return words_key(caption, self.encoders.words_identity, self.settings.cache.dtype)
+
     def _states(self, caption: str, example: Example) -> dict[str, Tensor]:
-        key = words_key(caption, self.encoders.words_identity, self.settings.cache.dtype)
+        key = self._words_key(caption)
         row = self._words.read(key)
         if row is None and self.mend is not None:
             self.mend([], [WordsWork(key, caption)])
@@ -281,7 +278,7 @@ class CachedBatches:
         return row
 
 
-def _masks(rows: Sequence[Mapping[str, Tensor]]) -> Tensor | None:
+def masks_of(rows: Sequence[Mapping[str, Tensor]]) -> Tensor | None:
     """The masks [B 1 h w] of a batch, all ones where a picture has none; None where no picture has one."""
     if not any("mask" in row for row in rows):
         return None
@@ -289,7 +286,8 @@ def _masks(rows: Sequence[Mapping[str, Tensor]]) -> Tensor | None:
     return torch.stack([row.get("mask", whole) for row in rows])
 
 
-def _geometry(examples: Sequence[Example], bucket: Bucket, cuts: Sequence[Cut]) -> Geometry:
+def geometry_of(examples: Sequence[Example], bucket: Bucket, cuts: Sequence[Cut]) -> Geometry:
+    """How pictures of one bucket are cut."""
     places = [place(example.size, bucket, cut) for example, cut in zip(examples, cuts, strict=True)]
     return Geometry(
         original=torch.tensor([[example.size.height, example.size.width] for example in examples]),

@@ -9,15 +9,17 @@ from pathlib import Path
 from typing import Final, Literal
 
 import torch
+from pydantic import NonNegativeInt
 from torch import Tensor
 
-from trainer.core.files import write_atomically
 from trainer.core.log import logger
+from trainer.core.settings import Settings
+from trainer.data.shard_folders import LocalFolder
 from trainer.data.shard_rows import Truths
-from trainer.data.shards import ShardStore, writing
+from trainer.data.shards import ShardStore
+from trainer.data.shared_store import Shared, SharedAddress, SharedStore
 
 CacheDtype = Literal["float16", "bfloat16"]
-IDENTITY_NAME: Final = "identity.txt"
 _PIECE: Final = 16_384  # numbers; torch shares out the work from 32,768 on
 _LAYOUT: Final = "safetensors-1"  # part of every key: change it when rows are written in another way
 _DTYPES: Final[Mapping[CacheDtype, torch.dtype]] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -26,6 +28,26 @@ _ALWAYS: Final = {"mask": torch.float16}  # in 0 .. 1, where it is the more exac
 
 Entry = Mapping[str, Tensor]
 """Named tensors of one picture or one text; kept in 16 bits."""
+
+
+class CacheSettings(Settings):
+    """Where encoded pictures and words are kept."""
+
+    folder: Path = Path("cache")
+    """Can serve all recipes at once: an entry is found by its content, never by a name."""
+    shared: SharedAddress | None = None
+    """Where entries lie for many machines, such as s3://bucket/prefix; `folder` then holds copies of what was read."""
+    copies: NonNegativeInt = 20_000_000_000
+    """With `shared`: how many bytes of copies a machine keeps in `folder`; the rest is read from there each time."""
+    memory: NonNegativeInt = 268_435_456
+    """How many bytes of entries stay in memory once they were read from the folder."""
+    dtype: CacheDtype = "float16"
+    """Number format of entries: float16 is the more exact one, bfloat16 holds any size of number."""
+
+    @property
+    def elsewhere(self) -> Shared | None:
+        """Where one of the two caches lies for several machines; each has half of the room for copies."""
+        return None if self.shared is None else Shared(self.shared, self.copies // 2)
 
 
 def cache_key(*parts: str | int | bool) -> str:
@@ -41,7 +63,14 @@ def folder_of(root: Path, identity: str) -> Path:
 class TensorCache:
     """Entries of one encoder, in a folder of its own below `root`; any number of threads may read and write."""
 
-    def __init__(self, root: Path, identity: str, memory: int = 0, dtype: CacheDtype = "float16") -> None:
+    def __init__(
+        self,
+        root: Path,
+        identity: str,
+        memory: int = 0,
+        dtype: CacheDtype = "float16",
+        shared: Shared | None = None,
+    ) -> None:
         """Open the cache, or begin it; files that are no whole shards are removed with a warning.
 
         Args:
@@ -49,6 +78,7 @@ class TensorCache:
             identity: what the encoder calls itself; names the folder.
             memory: how many bytes of entries to keep once they were read.
             dtype: how new entries are written. Each row says its own, so a folder may hold both; put it into the key.
+            shared: where the entries lie for all machines; the folder then holds copies of what was read.
 
         Raises:
             TrainerError: the folder cannot be read or written.
@@ -59,10 +89,13 @@ class TensorCache:
         # What was first read stays: each epoch asks for everything once, where throwing out the oldest keeps less.
         self._free = memory
         self._lock = threading.Lock()
-        self._store = ShardStore(self.folder)
-        if not (self.folder / IDENTITY_NAME).exists():
-            with writing(self.folder):
-                write_atomically(self.folder / IDENTITY_NAME, identity + "\n")
+        self._shared: SharedStore | None = None
+        if shared is not None:
+            address = f"{shared.address.rstrip('/')}/{self.folder.name}"
+            self._shared = SharedStore(address, self.folder, shared.copies)
+            self._shared.folder.identify(identity)
+        self._store = ShardStore(self.folder) if self._shared is None else self._shared
+        LocalFolder(self.folder).identify(identity)
 
     def __len__(self) -> int:
         """How many keys there are, whether or not their rows are sound."""
@@ -88,6 +121,20 @@ class TensorCache:
     def refresh(self) -> None:
         """See also what other processes have written since."""
         self._store.refresh()
+
+    def fetch(self, keys: Sequence[str]) -> None:
+        """Read together what is about to be asked for, where each reading by itself would wait for a network.
+
+        Raises:
+            TrainerError: it cannot be read.
+        """
+        if self._shared is not None:
+            self._shared.fetch([key for key in keys if key not in self._kept])
+
+    @property
+    def is_near(self) -> bool:
+        """Whether entries lie on this machine, so that reading all of them costs little."""
+        return self._shared is None
 
     def save_index(self) -> None:
         """Make the next opening quick; called when much was written."""

@@ -104,6 +104,17 @@ class ExampleTable(Sequence[Example]):
         """The examples for which `chosen` [len(self)] is true."""
         return self if bool(chosen.all()) else self.take(np.flatnonzero(chosen))
 
+    def keys(self) -> list[str]:
+        """The content key of each example."""
+        return self._columns["key"].to_pylist()
+
+    def with_held_out(self, held: NDArray[np.bool_]) -> "ExampleTable":
+        """The same examples, of which those are kept back for which `held` [len(self)] is true."""
+        import pyarrow
+
+        place = self._table.schema.get_field_index("held_out")
+        return ExampleTable(self._table.set_column(place, "held_out", pyarrow.array(held)))
+
     def write(self, path: Path) -> None:
         """Write the columns as one Arrow file."""
         import pyarrow

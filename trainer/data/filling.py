@@ -44,6 +44,15 @@ class CacheReport:
         captions = f"{self.encoded_captions} captions encoded, {self.reused_captions} were in the cache"
         return f"{pictures}; {captions}."
 
+    def __add__(self, other: "CacheReport") -> "CacheReport":
+        """Both together."""
+        return CacheReport(
+            encoded_pictures=self.encoded_pictures + other.encoded_pictures,
+            reused_pictures=self.reused_pictures + other.reused_pictures,
+            encoded_captions=self.encoded_captions + other.encoded_captions,
+            reused_captions=self.reused_captions + other.reused_captions,
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Needs:
@@ -83,12 +92,13 @@ class Checked:
 
     So a cache of usual size is sound before a run begins. To read a huge one whenever a run starts would take longer
     than what it finds is worth: there each row is compared with its checksum when it is used, as always, and
-    `trainer cache --verify` reads all of them.
+    `trainer cache --verify` reads all of them. The same holds for a cache beyond a network.
     """
 
     def __init__(self, cache: TensorCache) -> None:
         self._cache = cache
-        self._left = len(cache) * _BYTES_CHECKED // max(cache.bytes, _BYTES_CHECKED)  # entries of the usual size
+        entries = len(cache) * _BYTES_CHECKED // max(cache.bytes, _BYTES_CHECKED)  # of the usual size
+        self._left = entries if cache.is_near else 0
 
     def __call__(self, keys: Sequence[str]) -> Sequence[bool]:
         """For each key, whether there is a sound entry; damaged ones are warned of and forgotten."""
@@ -112,10 +122,10 @@ def encoding_of(settings: DataSettings, encoders: Encoders) -> Encoding:
 
 def caches_of(settings: DataSettings, encoders: Encoders) -> tuple[TensorCache, TensorCache]:
     """The cache of pictures and that of text states, as they are now."""
-    folder, dtype = settings.cache.folder, settings.cache.dtype
+    cache = settings.cache
     return (
-        TensorCache(folder, encoders.pictures_identity, dtype=dtype),
-        TensorCache(folder, encoders.words_identity, dtype=dtype),
+        TensorCache(cache.folder, encoders.pictures_identity, dtype=cache.dtype, shared=cache.elsewhere),
+        TensorCache(cache.folder, encoders.words_identity, dtype=cache.dtype, shared=cache.elsewhere),
     )
 
 

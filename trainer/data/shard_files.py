@@ -35,27 +35,20 @@ def shard_name() -> str:
 def write_shard(path: Path, entries: Mapping[bytes, "bytes | memoryview"]) -> None:
     """Write entries as one shard that is whole and on the disk when this returns, or not there.
 
-    The list of rows has a checksum of its own, so that no key, length or checksum can change unnoticed.
-
     Raises:
         OSError: the disk is full or cannot be written.
     """
-    import pyarrow
-    import pyarrow.ipc
+    with replacing(path) as temporary:
+        _write(str(temporary), entries)
 
-    keys = b"".join(entries)
-    lengths = np.array([len(content) for content in entries.values()], dtype=np.uint32)
-    checksums = np.array([checksum_of(key, content) for key, content in entries.items()], dtype=np.uint32)
-    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-    schema = _schema().with_metadata({b"layout": _LAYOUT, b"rows": _checksum_of_rows(keys, lengths, checksums)})
-    # Out of buffers: from a list, pyarrow would go through objects one by one, and import pandas to do it.
-    buffers = ([keys], [checksums], [ends, b"".join(entries.values())])
-    columns = [
-        pyarrow.Array.from_buffers(field.type, len(entries), [None, *map(pyarrow.py_buffer, parts)])
-        for field, parts in zip(schema, buffers, strict=True)
-    ]
-    with replacing(path) as temporary, pyarrow.ipc.new_file(str(temporary), schema) as writer:
-        writer.write_batch(pyarrow.record_batch(columns, schema=schema))
+
+def shard_bytes(entries: Mapping[bytes, "bytes | memoryview"]) -> memoryview:
+    """What `write_shard` would write."""
+    import pyarrow
+
+    sink = pyarrow.BufferOutputStream()
+    _write(sink, entries)
+    return memoryview(sink.getvalue())
 
 
 def read_rows(path: Path) -> Rows:
@@ -65,16 +58,25 @@ def read_rows(path: Path) -> Rows:
         ShardError: it is no whole shard of ours.
         OSError: it is gone, or cannot be opened.
     """
-    import pyarrow
-
     with path.open("rb") as file:
         if path.stat().st_size == 0:
             raise ShardError("it is empty")
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    return rows_in(mapped)
+
+
+def rows_in(whole: "mmap.mmap | bytes | memoryview") -> Rows:
+    """Where the rows of a shard lie that is in memory; what lies between them and its end is not looked at.
+
+    Raises:
+        ShardError: it is no whole shard of ours.
+    """
+    import pyarrow
+
     try:
-        return _rows_in(pyarrow.py_buffer(mapped))
+        return _rows_in(pyarrow.py_buffer(whole))
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, KeyError) as error:
-        # From here on an OSError is Arrow's word for broken content, not the system's.
+        # Here an OSError is Arrow's word for broken content, not the system's.
         raise ShardError(str(error).split("\n")[0]) from error
 
 
@@ -191,6 +193,29 @@ def remove_leftovers(folder: Path) -> None:
             with suppress(OSError):  # another process was quicker
                 if leftover.stat().st_mtime < yesterday:
                     leftover.unlink()
+
+
+def _write(sink: Any, entries: Mapping[bytes, "bytes | memoryview"]) -> None:  # Any: a path, or a stream of pyarrow
+    """Write entries in Arrow's file format.
+
+    The list of rows has a checksum of its own, so that no key, length or checksum can change unnoticed.
+    """
+    import pyarrow
+    import pyarrow.ipc
+
+    keys = b"".join(entries)
+    lengths = np.array([len(content) for content in entries.values()], dtype=np.uint32)
+    checksums = np.array([checksum_of(key, content) for key, content in entries.items()], dtype=np.uint32)
+    ends = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    schema = _schema().with_metadata({b"layout": _LAYOUT, b"rows": _checksum_of_rows(keys, lengths, checksums)})
+    # Out of buffers: from a list, pyarrow would go through objects one by one, and import pandas to do it.
+    buffers = ([keys], [checksums], [ends, b"".join(entries.values())])
+    columns = [
+        pyarrow.Array.from_buffers(field.type, len(entries), [None, *map(pyarrow.py_buffer, parts)])
+        for field, parts in zip(schema, buffers, strict=True)
+    ]
+    with pyarrow.ipc.new_file(sink, schema) as writer:
+        writer.write_batch(pyarrow.record_batch(columns, schema=schema))
 
 
 def _schema() -> Arrow:

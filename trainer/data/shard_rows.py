@@ -44,6 +44,8 @@ NO_ROWS: Final = Rows(
     np.zeros((0, KEY_BYTES), np.uint8), np.zeros(0, np.uint64), np.zeros(0, np.uint32), np.zeros(0, np.uint32)
 )
 
+NO_TRUTHS: Final[Truths] = np.zeros(0, dtype=np.bool_)
+
 
 def joined_rows(pieces: Sequence[Rows]) -> Rows:
     """The rows of all pieces."""

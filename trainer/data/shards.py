@@ -6,26 +6,14 @@ index holds nothing that the shards do not: it may be old, damaged or gone.
 """
 
 import threading
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from trainer.core.errors import TrainerError
-from trainer.core.log import logger
-from trainer.data.shard_files import (
-    compare_shard,
-    list_shards,
-    open_shard,
-    read_content,
-    remove,
-    remove_leftovers,
-    shard_name,
-    write_shard,
-)
-from trainer.data.shard_index import INDEX_NAME, IndexFileError, Place, RowIndex, load_index, save_index
+from trainer.data.shard_folders import LocalFolder, Opened, ShardFolder, Span
+from trainer.data.shard_index import Place, RowIndex
 from trainer.data.shard_rows import Rows, ShardFacts, Truths, checksum_of, joined_rows, raw_key, raw_keys
 
 _KEYS_AT_ONCE: Final = 65_536
@@ -36,13 +24,13 @@ _SMALL_SHARE: Final = 8  # or an eighth of all: so a filling writes the index a 
 class ShardStore:
     """The contents of one folder, by keys of 64 hexadecimal characters; any number of threads may read and write."""
 
-    def __init__(self, folder: Path) -> None:
-        """Open the folder, which need not exist yet; files that are no whole shards are removed with a warning.
+    def __init__(self, folder: Path | ShardFolder) -> None:
+        """Open the folder, which need not exist yet; files that are no whole shards do not count, and are warned of.
 
         Raises:
             TrainerError: the folder or a file in it cannot be read.
         """
-        self.folder = folder
+        self.folder = LocalFolder(folder) if isinstance(folder, Path) else folder
         self._lock = threading.RLock()
         self._shards: list[ShardFacts] = []  # by number
         self._numbers: dict[str, int] = {}  # by name; of those that are alive
@@ -50,7 +38,7 @@ class ShardStore:
         self._parts: tuple[RowIndex, ...] = ()  # older ones first
         self._unsaved = 0  # shards that the index file does not know rightly
         self._load()
-        remove_leftovers(folder)
+        self.folder.tidy()
         self.refresh()
 
     def __len__(self) -> int:
@@ -93,6 +81,21 @@ class ShardStore:
                 return content
         return None  # each place that failed was taken out of the index
 
+    def get_all(self, keys: Iterable[str]) -> dict[str, bytes]:
+        """The sound contents of these keys, read together; without those that are not there or damaged.
+
+        Raises:
+            TrainerError: the system cannot read a file.
+        """
+        places = [(key, place) for key in keys if (place := self._youngest(raw_key(key))) is not None]
+        contents = self.folder.read([self._span(place) for _, place in places])
+        found: dict[str, bytes] = {}
+        for (key, place), read in zip(places, contents, strict=True):
+            content = read if _is_sound(raw_key(key), place, read) else self.get(key)
+            if content is not None:
+                found[key] = content
+        return found
+
     def write(self, entries: Mapping[str, "bytes | memoryview"]) -> None:
         """Add entries as one new shard; they are on the disk when this returns.
 
@@ -103,11 +106,9 @@ class ShardStore:
         """
         if not entries:
             return
-        path = self.folder / shard_name()
-        with writing(self.folder):
-            write_shard(path, {raw_key(key): content for key, content in entries.items()})
-        with self._lock, reading(self.folder):
-            self._add([(path, *open_shard(path))])
+        written = self.folder.write({raw_key(key): content for key, content in entries.items()})
+        with self._lock:
+            self._add([written])
             self._save_if_much()
 
     def refresh(self) -> None:
@@ -153,18 +154,16 @@ class ShardStore:
             if parts is self._parts:  # otherwise rows were taken up meanwhile, and may replace dead ones
                 return None
 
+    def _span(self, place: Place) -> Span:
+        return Span(self._shards[place.shard].name, place.offset, place.length)
+
     def _content(self, key: bytes, place: Place) -> bytes | None:
         """The content at a place; None, and the place no longer in the index, if it is not what it should be."""
-        path = self.folder / self._shards[place.shard].name
-        try:
-            with reading(self.folder):
-                content = read_content(path, place.offset, place.length)
-        except TrainerError as error:
-            if not isinstance(error.__cause__, FileNotFoundError):
-                raise
+        (content,) = self.folder.read([self._span(place)])
+        if content is None:
             self.refresh()  # another process has removed the shard, and may have written its rows anew
             return None
-        if len(content) == place.length and checksum_of(key, content) == place.checksum:
+        if _is_sound(key, place, content):
             return content
         self._examine(place.shard)
         return None
@@ -174,36 +173,32 @@ class ShardStore:
         with self._lock:
             if number in self._dead:  # another thread was quicker
                 return
-            path = self.folder / self._shards[number].name
+            name = self._shards[number].name
             known = joined_rows([part.rows_of(number) for part in self._parts])
-            with reading(self.folder):
-                compared = compare_shard(path, known)
+            compared = self.folder.compare(name, known)
             # The sound rows are there anew before the old ones go: readers do not wait for the lock.
-            del self._numbers[path.name]
-            self._add([(path, *compared)])
+            del self._numbers[name]
+            self._add([compared])
             self._dead.add(number)
             self._unsaved += 1
             self._save_if_much()
 
     def _look(self) -> None:
         """Compare what is known with the folder's list of names."""
-        with reading(self.folder):
-            listed = list_shards(self.folder)
+        listed = self.folder.listing()
         gone = [name for name, number in self._numbers.items() if listed.get(name) != self._shards[number]]
         for name in gone:
             self._forget(name)
-        fresh = [self.folder / name for name in listed if name not in self._numbers]
-        with reading(self.folder):
-            self._add([(path, *open_shard(path)) for path in fresh])
+        self._add(self.folder.open([shard for name, shard in listed.items() if name not in self._numbers]))
 
-    def _add(self, opened: Sequence[tuple[Path, Rows, int]]) -> None:
-        """Take up shards, given with their rows and sizes, older ones first."""
+    def _add(self, opened: Sequence[Opened]) -> None:
+        """Take up shards, older ones first."""
         added: list[tuple[int, Rows]] = []
-        for path, rows, size in opened:
-            if len(rows) and path.name not in self._numbers:  # another thread may have seen it first
-                self._numbers[path.name] = len(self._shards)
-                added.append((len(self._shards), rows))
-                self._shards.append(ShardFacts(path.name, size))
+        for shard in opened:
+            if len(shard.rows) and shard.name not in self._numbers:  # another thread may have seen it first
+                self._numbers[shard.name] = len(self._shards)
+                added.append((len(self._shards), shard.rows))
+                self._shards.append(ShardFacts(shard.name, shard.size))
         if added:
             self._unsaved += len(added)
             self._parts = _with(self._parts, RowIndex.of(added))
@@ -225,17 +220,10 @@ class ShardStore:
 
     def _load(self) -> None:
         """Begin with what the index file says, if it can be trusted."""
-        path = self.folder / INDEX_NAME
-        try:
-            shards, index = load_index(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return
-        except (IndexFileError, OSError) as error:
-            logger.warning("The index of the cache cannot be used and is made again: %s (%s)", path, error)
-            remove(path)
-            return
-        self._shards, self._parts = shards, (index,)
-        self._numbers = {shard.name: number for number, shard in enumerate(shards)}
+        loaded = self.folder.load_index()
+        if loaded is not None:
+            self._shards, self._parts = loaded[0], (loaded[1],)
+            self._numbers = {shard.name: number for number, shard in enumerate(self._shards)}
 
     def _save_if_much(self) -> None:
         if self._unsaved >= max(_SMALL_CHANGE, len(self._numbers) // _SMALL_SHARE):
@@ -244,37 +232,12 @@ class ShardStore:
     def _save(self) -> None:
         alive = np.zeros(len(self._shards), dtype=np.uint32)
         alive[list(self._numbers.values())] = np.arange(len(self._numbers), dtype=np.uint32)
-        try:
-            save_index(self.folder / INDEX_NAME, self.shards, self._settled().numbered(alive))
-        except OSError as error:  # a shortcut is not worth stopping for
-            logger.warning("The index of the cache cannot be written; opening it takes longer: %s", error)
+        self.folder.save_index(self.shards, self._settled().numbered(alive))
         self._unsaved = 0
 
 
-@contextmanager
-def writing(folder: Path) -> Generator[None, None, None]:
-    """Turns an OSError of writing into a TrainerError that names the folder."""
-    try:
-        yield
-    except OSError as error:
-        raise TrainerError(
-            f"The cache cannot be written: {error.strerror or error}.",
-            where=str(folder),
-            mend="Make room, or choose another folder with data.cache.folder=FOLDER; what is there is kept.",
-        ) from error
-
-
-@contextmanager
-def reading(folder: Path) -> Generator[None, None, None]:
-    """Turns an OSError of reading into a TrainerError that names the file, or the folder."""
-    try:
-        yield
-    except OSError as error:
-        raise TrainerError(
-            f"The cache cannot be read: {error.strerror or error}.",
-            where=str(error.filename or folder),
-            mend="Check the rights and the disk. A file of the cache may be removed: its entries are made again.",
-        ) from error
+def _is_sound(key: bytes, place: Place, content: bytes | None) -> bool:
+    return content is not None and len(content) == place.length and checksum_of(key, content) == place.checksum
 
 
 def _with(parts: tuple[RowIndex, ...], newer: RowIndex) -> tuple[RowIndex, ...]:

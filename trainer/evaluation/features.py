@@ -3,15 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from typing_extensions import override
 
 from trainer.core.settings import Settings
 
 Rows = NDArray[np.float32]
+Read = Callable[[Sequence[str]], Rows]
+"""Texts -> features [N F], in the space of the pictures."""
 Encode = Callable[[Sequence[Image.Image]], Rows]
 """Pictures of any size -> features [N F]."""
 
@@ -25,9 +27,28 @@ _SHADES = 4  # a colour channel
 class Features(Settings, ABC):
     """A way to see likeness."""
 
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """The word for it: builtin, clip, dinov2."""
+
     @abstractmethod
     def load(self) -> Encode:
         """The function from pictures to features [N F], one row a picture, which depends on that picture alone."""
+
+    def reader(self) -> Read | None:
+        """The function from texts to features [N F] in the same space; None: this space holds no texts."""
+        return None
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What a report calls it."""
+
+    @property
+    def weights_name(self) -> str | None:
+        """The name of the folder that its weights come from, if they do."""
+        return None
 
 
 class BuiltIn(Features):
@@ -38,8 +59,17 @@ class BuiltIn(Features):
     not white, and an 8 x 8 thumbnail. Source of the first: Dalal and Triggs 2005, histograms of oriented gradients.
     """
 
-    kind: Literal["builtin"] = "builtin"
+    @property
+    @override
+    def name(self) -> str:
+        return "builtin"
 
+    @property
+    @override
+    def title(self) -> str:
+        return "built-in shapes, colours and composition"
+
+    @override
     def load(self) -> Encode:
         """See `Features.load`."""
         from safetensors.numpy import load_file
@@ -53,9 +83,6 @@ class BuiltIn(Features):
             return np.asarray((raw_blocks(pictures) - mean) / scale, np.float32)
 
         return encode
-
-
-AnyFeatures = BuiltIn  # a union as soon as there are two
 
 
 def raw_blocks(pictures: Sequence[Image.Image]) -> Rows:

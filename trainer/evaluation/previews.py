@@ -9,7 +9,6 @@ from PIL import Image
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from trainer.adapters.trainable import Trainable
-from trainer.core.files import replacing
 from trainer.core.log import logger
 from trainer.core.memory import give_back, ran_out, room_below_peak
 from trainer.core.run_folder import RunFolder
@@ -18,6 +17,7 @@ from trainer.families.model import DiffusionModel
 from trainer.sampling.generate import Drawing, Understood, understand
 from trainer.sampling.generate import draw as draw_pictures
 from trainer.sampling.grid import grid
+from trainer.sampling.parameters import save_png
 from trainer.sampling.prompts import DrawSettings, Prompt
 from trainer.sampling.samplers import AnySampler, Ddim
 
@@ -67,6 +67,7 @@ class Previews:
     trainable: Trainable
     batch: int = 1  # pictures in a training step
     asked: Understood | None = None  # the prompts, where they were encoded before the denoiser was there
+    keeps: bool = True  # writes what is drawn; else draws alone, to keep step with a process that does
     words_change: bool = False  # text encoders are trained: prompts mean something else each time
 
     def draw_base(self, progress: Callable[[int], None] = lambda _: None) -> None:
@@ -81,7 +82,7 @@ class Previews:
         """Draw the prompts as the model is now; the sheet shows the base model's pictures above them.
 
         Returns:
-            The sheet, or None where the recipe asks for no previews, or memory ran out.
+            The sheet, or None where the recipe asks for no previews, memory ran out, or nothing is kept.
         """
         pictures = self._surviving(progress) if self.settings.prompts else None
         if pictures is None:
@@ -90,6 +91,12 @@ class Previews:
             return self._write(step, pictures, [pictures], [f"step {step}"])
         before = _read(self.folder.previews(0), len(pictures))
         return self._write(step, pictures, [before, pictures], ["base", f"step {step}"])
+
+    def files(self, step: int) -> dict[str, Path]:
+        """Each prompt's picture after `step` steps, as trackers call it: its place among the prompts, from 1."""
+        folder = self.folder.previews(step)
+        places = range(len(self.settings.prompts))
+        return {f"preview/{place + 1}": folder / picture_name(place) for place in places}
 
     def _surviving(self, progress: Callable[[int], None]) -> list[Image.Image] | None:
         """The pictures; or None and a warning where there is no memory for them, even for one at a time."""
@@ -136,7 +143,9 @@ class Previews:
 
     def _write(
         self, step: int, pictures: Sequence[Image.Image], rows: Sequence[Sequence[Image.Image]], labels: Sequence[str]
-    ) -> Path:
+    ) -> Path | None:
+        if not self.keeps:
+            return None
         folder = self.folder.previews(step)
         for place, picture in enumerate(pictures):
             save_png(folder / picture_name(place), picture)
@@ -148,12 +157,6 @@ class Previews:
 def picture_name(place: int) -> str:
     """The file name of a prompt's picture: a number, since a prompt may hold anything."""
     return f"{place:02d}.png"
-
-
-def save_png(path: Path, picture: Image.Image) -> None:
-    """Write a PNG whole or not at all, without any text inside."""
-    with replacing(path) as temporary:
-        picture.save(temporary, format="PNG")
 
 
 def _whole(folder: Path, count: int) -> bool:

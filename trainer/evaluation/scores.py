@@ -14,15 +14,15 @@ def likeness(generated: Rows, references: Rows) -> float:
 
     References that were trained on reward copying too; those that were kept back do not.
     """
-    return float(_cosines(generated, references).max(1).mean())
+    return float(cosines(generated, references).max(1).mean())
 
 
 def leave_one_out(references: Rows) -> float:
     """How like its nearest other reference each reference is: what `likeness` would say of true new pictures."""
-    cosines = _cosines(references, references)
+    between = cosines(references, references)
     _need(len(references), 2)
-    np.fill_diagonal(cosines, -np.inf)
-    return float(cosines.max(1).mean())
+    np.fill_diagonal(between, -np.inf)
+    return float(between.max(1).mean())
 
 
 def gap_closed(without: float, with_: float, real: float) -> float:
@@ -46,7 +46,7 @@ def gap_closed(without: float, with_: float, real: float) -> float:
 
 def nearer(generated: Rows, references: Rows, ordinary: Rows) -> NDArray[np.bool_]:
     """For each generated picture whether its nearest picture is a reference and not an ordinary one, [N]."""
-    return _cosines(generated, references).max(1) > _cosines(generated, ordinary).max(1)
+    return cosines(generated, references).max(1) > cosines(generated, ordinary).max(1)
 
 
 def share_nearer(generated: Rows, references: Rows, ordinary: Rows) -> float:
@@ -65,9 +65,9 @@ def bleed(generated: Rows, references: Rows, ordinary: Rows) -> int:
 def diversity(generated: Rows) -> float:
     """One minus the mean cosine of all pairs: near 0 where all pictures are the same."""
     _need(len(generated), 2)
-    cosines = _cosines(generated, generated)
+    between = cosines(generated, generated)
     count = len(generated)
-    return float(1 - (cosines.sum() - np.trace(cosines)) / (count * (count - 1)))
+    return float(1 - (between.sum() - np.trace(between)) / (count * (count - 1)))
 
 
 def kid(generated: Rows, references: Rows) -> float:
@@ -84,7 +84,7 @@ def kid(generated: Rows, references: Rows) -> float:
 
 
 def _kernel(one: Rows, other: Rows) -> Wide:
-    return (_cosines(one, other) + 1) ** 3
+    return (cosines(one, other) + 1) ** 3
 
 
 def _mean_of_pairs(kernel: Wide) -> float:
@@ -92,8 +92,8 @@ def _mean_of_pairs(kernel: Wide) -> float:
     return float((kernel.sum() - np.trace(kernel)) / (count * (count - 1)))
 
 
-def _cosines(one: Rows, other: Rows) -> Wide:
-    """[N M] for features [N F] and [M F]."""
+def cosines(one: Rows, other: Rows) -> Wide:
+    """How like each row [N F] is to each other row [M F], [N M]."""
     _need(min(len(one), len(other)), 1)
     return _unit(one) @ _unit(other).T
 

@@ -1,13 +1,15 @@
 """Captions -> the states of a CLIP text encoder, in as many chunks of 75 tokens as the limit allows."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from trainer.batch import Conditioning
 from trainer.core.errors import WeightsError
 from trainer.families.folder_files import read_json
 from trainer.families.spelling import Piece, Spelling
@@ -64,6 +66,20 @@ class ClipWords:
         rows = [[self._chunk(ids[start : start + CHUNK]) for start in starts] for ids in self.tokens(captions)]
         return torch.tensor(rows, dtype=torch.int64)
 
+    @property
+    def comma(self) -> int:
+        """The token of a comma."""
+        return self._read(",").input_ids[0]
+
+    @property
+    def limit(self) -> int:
+        """Tokens of a caption that are read."""
+        return self._limit
+
+    def marked(self, chunks: Sequence[Sequence[int]]) -> Tensor:
+        """Tokens [N 77], int64, of N chunks of at most 75 tokens, with marks and padding."""
+        return torch.tensor([self._chunk(ids) for ids in chunks], dtype=torch.int64)
+
     def first_end(self, tokens: Tensor) -> Tensor:
         """Where the first end mark of each row of tokens [B 77] stands, [B].
 
@@ -114,6 +130,14 @@ class ClipStates:
     last: Tensor  # [B N 77 D] of the last layer, after the final norm
 
 
+@dataclass(frozen=True, slots=True)
+class ChunkStates:
+    """What all text encoders of a family make of B captions, as its U-Net reads it, chunk by chunk."""
+
+    encoders: Sequence[Tensor]  # [B N 77 D] of each encoder
+    pooled: Tensor | None = None  # [B P]
+
+
 def read_chunks(network: Any, tokens: Tensor, layer: int) -> ClipStates:
     """The states of tokens.
 
@@ -147,6 +171,22 @@ def join_chunks(states: Tensor) -> Tensor:
     """
     first, last = states[:, 0, :1], states[:, -1, -1:]
     return torch.cat([first, states[:, :, 1:-1].flatten(1, 2), last], dim=1)
+
+
+def join_states(states: ChunkStates) -> Conditioning:
+    """What captions mean, laid out as for training."""
+    return Conditioning(tokens=torch.cat([join_chunks(one) for one in states.encoders], dim=-1), pooled=states.pooled)
+
+
+@contextmanager
+def at_rest(networks: Iterable[nn.Module]) -> Generator[None, None, None]:
+    """Inside, the networks are in evaluation mode."""
+    with ExitStack() as after:
+        for network in networks:
+            if network.training:
+                after.callback(network.train)
+                network.eval()
+        yield
 
 
 def check_tokenizer(folder: Path) -> None:

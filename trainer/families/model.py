@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.batch import Conditioning, Encoders, Geometry, Posterior
+from trainer.families.emphasised import Emphasised
 from trainer.families.new_words import Vocabulary
 from trainer.families.source import WeightsSource
 from trainer.objective.predictions import AnyPrediction
@@ -127,6 +128,15 @@ class DiffusionModel(ABC):
     @abstractmethod
     def encode_words_live(self, captions: Sequence[str]) -> Conditioning:
         """The same in the mode that the text encoders are in, with gradients, for training them."""
+
+    @abstractmethod
+    def encode_emphasised(self, prompt: Emphasised) -> Conditioning:
+        """What one prompt with weights means where pictures are drawn, float32, [1 T D]; nothing of it is cut off.
+
+        A prompt that the token limit holds, and that begins no chunk by itself, is laid out as captions are; where all
+        its weights are 1 it means what `encode_words` says. Any other has as many chunks as it needs, and all 77 states
+        of each, as programs that draw have it.
+        """
 
     def encode_negatives(self, captions: Sequence[str]) -> Conditioning:
         """What B negative prompts mean where pictures are drawn: an empty one may mean zeros, as the family says."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from typing_extensions import override
 
 from trainer.core.files import flush_to_disk
+from trainer.core.shards import gathered
 from trainer.families.model import DiffusionModel
 from trainer.families.source import Part, WeightsSource
 from trainer.weights.checkpoint import write_checkpoint, write_folder
@@ -30,7 +31,8 @@ def save_whole(
         path: of a .safetensors file: one file in the original layout; else of a folder in diffusers' layout. What lies
             there stays until the new one is whole.
         model: whose base and scheduler it is.
-        trained: networks by part, with the values to be written.
+        trained: networks by part, with the values to be written; of those that are shared among processes, all others
+            `lend` the state, in the same order.
         metadata: for the file's header; a folder has no place for them.
         dtype: of the file.
 
@@ -43,7 +45,7 @@ def save_whole(
     """
     source, family = model.source, model.family
     shelf = _Shelf(source, dtype)
-    live = {part: network.state_dict() for part, network in trained.items()}
+    live = {part: gathered(network.state_dict()) for part, network in trained.items()}
     parts: dict[Part, Mapping[str, Tensor]] = {
         part: live[part] if part in live else _Tensors(partial(shelf.tensors, part)) for part in PARTS[family]
     }

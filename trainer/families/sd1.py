@@ -5,12 +5,12 @@ from typing import ClassVar, Literal
 
 import torch
 from pydantic import PositiveInt
+from torch import Tensor
 from typing_extensions import override
 
-from trainer.batch import Conditioning
 from trainer.core.device import Precision
 from trainer.core.errors import WeightsError
-from trainer.families.clip import join_chunks, normed, read_chunks
+from trainer.families.clip import ChunkStates, normed, read_chunks
 from trainer.families.model import DiffusionModel
 from trainer.families.source import WeightsSource
 from trainer.families.stable_diffusion import StableDiffusion, StableDiffusionFamily
@@ -57,12 +57,11 @@ class Sd1Model(StableDiffusion):
         self.clip_skip = self._skip = settings.clip_skip
 
     @override
-    def encode_words_live(self, captions: Sequence[str]) -> Conditioning:
+    def read_tokens(self, tokens: Sequence[Tensor]) -> ChunkStates:
         network = self.network("text_encoder")
-        tokens = self._words[0].chunks(captions).to(self.device)
-        states = read_chunks(network, tokens, -self._skip)
+        states = read_chunks(network, tokens[0], -self._skip)
         # skipped layers or not, the final norm is applied: the U-Net was trained on states of its size
-        return Conditioning(tokens=join_chunks(states.last if self._skip == 1 else normed(network, states.layer)))
+        return ChunkStates([states.last if self._skip == 1 else normed(network, states.layer)])
 
     @property
     @override

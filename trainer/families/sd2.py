@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 from typing_extensions import override
 
-from trainer.batch import Conditioning
 from trainer.core.device import Precision
-from trainer.families.clip import join_chunks, read_chunks
+from trainer.families.clip import ChunkStates, read_chunks
 from trainer.families.model import DiffusionModel
 from trainer.families.stable_diffusion import StableDiffusion, StableDiffusionFamily
 from trainer.weights.metadata import KnownFamily
@@ -39,9 +39,8 @@ class Sd2Model(StableDiffusion):
         super().__init__(settings, precision, device, torch.float32)
 
     @override
-    def encode_words_live(self, captions: Sequence[str]) -> Conditioning:
-        tokens = self._words[0].chunks(captions).to(self.device)
-        return Conditioning(tokens=join_chunks(read_chunks(self.network("text_encoder"), tokens, -1).last))
+    def read_tokens(self, tokens: Sequence[Tensor]) -> ChunkStates:
+        return ChunkStates([read_chunks(self.network("text_encoder"), tokens[0], -1).last])
 
     @property
     @override

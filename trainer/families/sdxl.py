@@ -9,7 +9,7 @@ from typing_extensions import override
 
 from trainer.batch import Conditioning, Geometry
 from trainer.core.device import Precision
-from trainer.families.clip import join_chunks, read_chunks, unwrapped
+from trainer.families.clip import ChunkStates, read_chunks, unwrapped
 from trainer.families.model import DiffusionModel
 from trainer.families.stable_diffusion import StableDiffusion, StableDiffusionFamily
 from trainer.weights.metadata import KnownFamily
@@ -50,15 +50,13 @@ class SdxlModel(StableDiffusion):
         super().__init__(settings, precision, device, Precision(settings.vae_precision).dtype)
 
     @override
-    def encode_words_live(self, captions: Sequence[str]) -> Conditioning:
+    def read_tokens(self, tokens: Sequence[Tensor]) -> ChunkStates:
         network, second = self.network("text_encoder"), self.network("text_encoder_2")
-        first = read_chunks(network, self._words[0].chunks(captions).to(self.device), _LAYER)
-        tokens = self._words[1].chunks(captions).to(self.device)
-        states = read_chunks(second, tokens, _LAYER)
-        ends = self._words[1].first_end(tokens[:, 0])  # of the first chunk
+        first = read_chunks(network, tokens[0], _LAYER)
+        states = read_chunks(second, tokens[1], _LAYER)
+        ends = self._words[1].first_end(tokens[1][:, 0])  # of the first chunk
         pooled = unwrapped(second).text_projection(states.last[torch.arange(len(ends), device=ends.device), 0, ends])
-        joined = torch.cat([join_chunks(first.layer), join_chunks(states.layer)], dim=-1)
-        return Conditioning(tokens=joined, pooled=pooled)
+        return ChunkStates([first.layer, states.layer], pooled)
 
     @override
     def encode_negatives(self, captions: Sequence[str]) -> Conditioning:

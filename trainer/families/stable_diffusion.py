@@ -2,11 +2,10 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from pydantic import Field
@@ -19,8 +18,9 @@ from trainer.core.memory import give_back
 from trainer.core.settings import Settings
 from trainer.families.autoencoder import Autoencoder
 from trainer.families.checkpointing import checkpoint_text_encoder
-from trainer.families.clip import ClipWords, TokenLimit, check_tokenizer
+from trainer.families.clip import ChunkStates, ClipWords, TokenLimit, at_rest, check_tokenizer, join_states
 from trainer.families.denoiser import Keeping
+from trainer.families.emphasised import Emphasised, join_weighed, lay_out
 from trainer.families.fitting import check_facts, check_parts
 from trainer.families.loading import open_weights
 from trainer.families.merged_weights import MergedWeights
@@ -32,9 +32,6 @@ from trainer.objective.schedules import DiscreteSchedule
 from trainer.weights.base_loras import BaseLora
 from trainer.weights.metadata import KnownFamily
 from trainer.weights.opening import NAMINGS
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
 
 _TRANSFORMER = r".*\.transformer_blocks\.\d+\."
 _ATTENTION = _TRANSFORMER + r"attn[12]\.to_(?:q|k|v|out\.0)"
@@ -216,19 +213,22 @@ class StableDiffusion(DiffusionModel):
 
     @override
     def encode_words(self, captions: Sequence[str]) -> Conditioning:
-        with torch.no_grad(), self._at_rest():
+        with torch.no_grad(), at_rest(map(self.network, self.text_parts.values())):
             return self.encode_words_live(captions)
 
-    @contextmanager
-    def _at_rest(self) -> "Generator[None, None, None]":
-        """Inside, the text encoders are in evaluation mode."""
-        with ExitStack() as after:
-            for part in self.text_parts.values():
-                network = self.network(part)
-                if network.training:
-                    after.callback(network.train)
-                    network.eval()
-            yield
+    @override
+    def encode_words_live(self, captions: Sequence[str]) -> Conditioning:
+        return join_states(self.read_tokens([words.chunks(captions).to(self.device) for words in self._words]))
+
+    @override
+    def encode_emphasised(self, prompt: Emphasised) -> Conditioning:
+        read = [lay_out(words, prompt) for words in self._words]
+        with torch.no_grad(), at_rest(map(self.network, self.text_parts.values())):
+            return join_weighed(self.read_tokens([laid.tokens.to(self.device) for laid in read]), read)
+
+    @abstractmethod
+    def read_tokens(self, tokens: Sequence[Tensor]) -> ChunkStates:
+        """What the text encoders, each in the mode that it is in, make of the tokens [B N 77] of each tokenizer."""
 
     @override
     def count_tokens(self, caption: str) -> int:

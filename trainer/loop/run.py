@@ -1,7 +1,7 @@
 """All that one training run is made of."""
 
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,16 @@ from trainer.core.clock import Clock
 from trainer.core.errors import CheckpointError
 from trainer.core.run_folder import RunFolder
 from trainer.core.seeds import Seeds
+from trainer.core.shards import gathered, lend, whole
 from trainer.data.batches import CachedBatches
+from trainer.evaluation.held_out import HeldOut
 from trainer.evaluation.previews import Previews
 from trainer.families.model import DiffusionModel
 from trainer.loop.ahead import Ahead
 from trainer.loop.checkpoints import Checkpoints, State
 from trainer.loop.ledger import Ledger
 from trainer.loop.passing import Passing
+from trainer.loop.sharding import forget_whole
 from trainer.objective.objective import Objective
 from trainer.optim.drawn import drawn_weights
 from trainer.optim.ema import Ema
@@ -48,6 +51,7 @@ class Run:
     networks: tuple[torch.nn.Module, ...]  # those that are trained, as accelerate prepared them
     flat: FlatGroups  # the trained parameters, as the optimiser sees them
     ema: Ema | None
+    sharded: bool  # whether each process holds but a share of what is trained
     averaged_here: tuple[torch.nn.Parameter, ...]  # trained ones whose gradients accelerate does not average
     rates: Mapping[str, float]  # the full rate of each part, the denoiser's first
     rate: Rate
@@ -61,11 +65,22 @@ class Run:
     checkpoints: Checkpoints
     trackers: Trackers
     export: Callable[[], Path]  # writes the result as other programs read it
+    export_adapter: Callable[[], Path] | None  # the same on the way, under its step; None: nothing is kept on the way
+    held_out: HeldOut | None  # None: no picture is kept back
 
     @property
     def is_main(self) -> bool:
         """Whether this process writes files: one of all processes does."""
         return self.accelerator.is_main_process
+
+    @property
+    def draws(self) -> bool:
+        """Whether this process asks the denoiser when previews are drawn: with shards, all must."""
+        return self.is_main or self.sharded
+
+    def accumulating(self) -> AbstractContextManager[Any]:
+        """Around each pass: gradients travel in the last one of a step; of shards in each, or they would lie whole."""
+        return self.accelerator.accumulate(*(() if self.sharded else self.networks))
 
     def set_rates(self) -> Mapping[str, float]:
         """Give every part its rate for the coming step, a function of the clock alone; and tell them, by part."""
@@ -88,8 +103,8 @@ class Run:
         optimizer = bare(self.optimizer)
         if isinstance(optimizer, OneByOne) and optimizer.fused:
             return optimizer.norm.to(self.accelerator.device)
-        norm: Any = self.accelerator.clip_grad_norm_(parameters, self.clip_norm)  # a tensor, as no plugin is in use
-        return norm
+        norm: Any = self.accelerator.clip_grad_norm_(parameters, self.clip_norm)  # a tensor, as we use no DeepSpeed
+        return whole(norm)
 
     def average_gradients(self) -> None:
         """Let each process have the mean of all processes' gradients, where accelerate does not see to it."""
@@ -106,19 +121,44 @@ class Run:
         """Inside, the model is as it shall be drawn and exported, and nobody else uses it."""
         shown = drawn_weights(bare(self.optimizer)) if self.ema is None else self.ema.averaged()
         with self.ahead.resting(), self.passing.resting(), shown:
+            self._forget_whole()
             yield
+        self._forget_whole()
+
+    def _forget_whole(self) -> None:
+        for network in self.networks if self.sharded else ():
+            forget_whole(network)
+
+    def lend_state(self) -> None:
+        """With shards, give the first process what `state` puts together there; without, nothing."""
+        if self.sharded:
+            lend((bare(self.optimizer).state_dict()["state"], self.trainable.state()))
+            lend(self.ema.state() if self.ema is not None else ())
+
+    def lend_weights(self) -> None:
+        """With shards, give the first process what `export` puts together there; without, nothing."""
+        if self.sharded:
+            lend([network.state_dict() for network in self.networks])
+
+    def from_main(self, value: int | None) -> int | None:
+        """The first process's number, in all processes; they wait for each other here."""
+        if self.accelerator.num_processes == 1:
+            return value
+        from accelerate.utils import broadcast_object_list
+
+        return broadcast_object_list([value])[0]
 
     def state(self) -> State:
-        """All that the run needs to go on from here."""
+        """All that the run needs to go on from here; with shards, all others `lend_state` at the same time."""
         tensors, facts = pack(bare(self.optimizer))
         scaler = self.accelerator.scaler
         return State(
             step=self.clock.step,
             pictures=self.clock.pictures,
-            trained=self.trainable.state(),
+            trained=gathered(self.trainable.state()),
             optimizer=tensors,
             optimizer_facts=facts,
-            ema=None if self.ema is None else self.ema.state(),
+            ema=None if self.ema is None else gathered(self.ema.state()),
             scaler=None if scaler is None else scaler.state_dict(),
         )
 

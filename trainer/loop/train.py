@@ -1,5 +1,6 @@
 """THE training loop: every regular deed stands here, in the order in which it happens."""
 
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -8,43 +9,67 @@ import torch
 from torch import Tensor
 
 from trainer.batch import Batch, Conditioning
+from trainer.loop.agreeing import Agreement
 from trainer.loop.ahead import Ready
+from trainer.loop.keeping import check_room, export, judge, keep_adapter, preview, preview_base, save
 from trainer.loop.rehearsal import rehearse
 from trainer.loop.run import Run
 from trainer.loop.stopping import Stopped, Stopper
 from trainer.optim.flat import silence_unless
 
 
-def train(run: Run) -> Path:
+def train(run: Run, stopper: Stopper | None = None) -> Path:
     """Train until the clock says that it is done; the result lies in the run folder.
+
+    Args:
+        run: ready to train.
+        stopper: that hears of signals already.
 
     Returns:
         The file that inference programs load.
 
     Raises:
         Stopped: SIGINT or SIGTERM came; everything is saved.
-        NonFiniteError: the loss or the gradient is NaN or infinite; the last checkpoint is whole.
+        NonFiniteError: loss or gradient were NaN or infinite three times in a row, or a weight is; the last checkpoint
+            is whole.
         MemoryPlanError: the largest batch does not fit into memory; nothing was trained.
+        NotWrittenError: the disk takes no more; the last checkpoint is whole.
     """
-    with Stopper() as stopper, run.ahead:
-        if run.is_main:
-            run.previews.draw_base()
-        for network in run.networks:
-            network.train()
-        if not run.clock.done:
-            rehearse(run, one_pass)
-        while not run.clock.done and stopper.asked is None:
+    heard = Stopper() if stopper is None else nullcontext(stopper)
+    with heard as stopper, run.ahead, Agreement(stopper, run.accelerator.num_processes) as signal:
+        begin(run, stopper, signal)
+        while not run.clock.done and signal.asked is None:
             step(run)
-            if run.clock.due(run.preview_every) or (run.clock.done and stopper.asked is None):
-                preview(run)
-            if run.clock.due(run.checkpoints.settings.every) or run.clock.done or stopper.asked is not None:
-                save(run)
-        if stopper.asked is not None and not run.clock.done:
-            raise Stopped(stopper.asked)
-        with run.drawn():
-            result = run.export() if run.is_main else run.folder.result
-        run.trackers.event("done", run.clock.step, result=result.name)
+            signal.exchange()
+            if run.clock.due(run.preview_every) or (run.clock.done and signal.asked is None):
+                preview(run, stopper)
+            if run.held_out is not None and run.held_out.due(run.clock):
+                judge(run, run.held_out)
+            last = run.clock.done or signal.asked is not None
+            if last or run.checkpoints.due(run.clock):
+                save(run, last=last)
+                keep_adapter(run)
+        if signal.asked is not None and not run.clock.done:
+            raise Stopped(signal.asked)
+        result = export(run, stopper)
+    if stopper.asked is not None:
+        raise Stopped(stopper.asked, finished=True)
     return result
+
+
+def begin(run: Run, stopper: Stopper, signal: Agreement) -> None:
+    """Look whether there is room on the disk and in memory, and show where the run begins."""
+    if run.is_main:
+        run.checkpoints.resumed = run.clock.step
+        check_room(run)
+    if run.draws:
+        preview_base(run, stopper)
+    for network in run.networks:
+        network.train()
+    if not run.clock.done and signal.asked is None:
+        rehearse(run, one_pass)
+        if run.held_out is not None and run.clock.step == 0:
+            judge(run, run.held_out)
 
 
 def step(run: Run) -> None:
@@ -57,7 +82,7 @@ def step(run: Run) -> None:
         ready = run.ahead.take(number)
         # layers with chance of their own (dropout) ask torch's generator: it too is a function of the place
         torch.manual_seed(ready.layers)
-        with run.accelerator.accumulate(*run.networks):
+        with run.accumulating():
             losses.append(run.passing(partial(one_pass, run), ready))
         batches.append(ready.batch)
     own = torch.stack(losses)
@@ -94,10 +119,10 @@ def meaning(run: Run, batch: Batch) -> Conditioning:
 
 
 def move(run: Run, loss: Tensor) -> Tensor:
-    """Move the weights, unless loss or gradient is not finite: the ledger then stops the run, a little later.
+    """Move the weights; where loss or gradient is not finite, as if the gradient were zero, and the ledger hears of it.
 
     Returns:
-        The length of the gradient [] before it was shortened; 0 with loss scaling, which expects infinite ones.
+        The length of the gradient [] before it was shortened; with loss scaling it is infinite now and then.
     """
     parameters = run.gather_gradients()
     norm = run.shorten(parameters)
@@ -105,24 +130,4 @@ def move(run: Run, loss: Tensor) -> Tensor:
     run.optimizer.step()
     run.flat.drop()
     run.trainable.after_step()
-    return norm if run.accelerator.scaler is None else torch.zeros_like(loss)
-
-
-def preview(run: Run) -> None:
-    """Draw the recipe's prompts."""
-    run.ledger.settle()
-    if run.is_main:
-        with run.drawn():
-            sheet = run.previews.draw(run.clock.step)
-        if sheet is not None:
-            run.trackers.pictures(run.clock.step, {"grid": sheet})
-    run.accelerator.wait_for_everyone()
-
-
-def save(run: Run) -> None:
-    """Save everything, so that the run can go on from here."""
-    run.ledger.settle()
-    if run.is_main:
-        path = run.checkpoints.save(run.state())
-        run.trackers.event("checkpoint", run.clock.step, path=path.name)
-    run.accelerator.wait_for_everyone()
+    return norm

@@ -1,7 +1,7 @@
 """AdamW with whole numbers, as torch has it."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch.optim import Optimizer
@@ -16,6 +16,8 @@ class AdamW(WithMoments):
 
     Source: Loshchilov and Hutter 2017, arXiv:1711.05101, Algorithm 2.
     """
+
+    shards: ClassVar[bool] = True
 
     kind: Literal["adamw"] = "adamw"
 

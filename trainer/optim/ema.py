@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from trainer.core.errors import CheckpointError
 from trainer.core.settings import Settings
+from trainer.core.shards import shared_like
 
 _AT_ONCE: Final = 1 << 24  # numbers that are made float32 together, so that a large model needs no second copy
 
@@ -112,7 +113,7 @@ class Ema:
                 mend="Resume with the recipe that the run was started with, or from an earlier checkpoint.",
             )
         for name, average in own.items():
-            average.copy_(state[name])
+            average.copy_(shared_like(state[name], average))
 
     def _portions(self) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
         """Averages and parameters, as many together as may be made float32 at once."""

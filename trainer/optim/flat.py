@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from trainer.core.shards import is_shared, own_part
 from trainer.optim.groups import ParameterGroup
 
 BLOCK: Final = 256  # numbers; 8-bit optimisers count their blocks of this size through a tensor
@@ -134,10 +135,12 @@ def silence_unless(finite: Tensor, parameters: Iterable[Parameter]) -> None:
     """Turn all gradients into zeros where `finite` [] is false, without waiting for it: weights never take a NaN."""
     for parameter in parameters:
         if parameter.grad is not None:
-            parameter.grad.masked_fill_(~finite, 0.0)  # a product would leave NaN what is NaN
+            own_part(parameter.grad).masked_fill_(~finite, 0.0)  # a product would leave NaN what is NaN
 
 
 def _fits(parameter: Parameter) -> bool:
+    if is_shared(parameter):  # among processes
+        return False
     dense = parameter.is_contiguous() or parameter.is_contiguous(memory_format=torch.channels_last)
     return parameter.dtype == torch.float32 and parameter.numel() <= _ALONE and dense
 

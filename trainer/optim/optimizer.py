@@ -29,6 +29,9 @@ class OptimizerSettings(Settings, ABC):
     apart: ClassVar[bool] = True
     """Whether each tensor is moved without regard to the others, so that one can be moved before the others are."""
 
+    shards: ClassVar[bool] = False
+    """Whether it moves tensors of which each process holds a share to where it would move them whole."""
+
     rate: PositiveFloat = 1e-4
     """The learning rate at its height; the recipe's `rate` says how it runs over the steps."""
 

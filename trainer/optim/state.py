@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from trainer.core.errors import CheckpointError, NonFiniteError
+from trainer.core.shards import is_shared, shared_like, whole
 
 _FORMAT = 1
 # Optimisers keep what they like in their state; JSON of any depth has no narrower type.
@@ -63,8 +64,19 @@ def unpack(optimizer: Optimizer, tensors: Mapping[str, Tensor], facts: Mapping[s
     spoiled = _spoiled(tensors)
     if spoiled is not None:
         raise _wrong(f"its tensor {spoiled} holds a number that is not finite")
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    optimizer.load_state_dict({"state": _shared_out(optimizer, state), "param_groups": groups})
     _put_exactly(optimizer, state)
+
+
+def _shared_out(optimizer: Optimizer, state: Mapping[int, Mapping[str, Json]]) -> dict[int, dict[str, Json]]:
+    """The same state, where a parameter is shared among processes with this process's share of what is shaped so."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def share(value: Json, parameter: Tensor) -> Json:
+        alike = isinstance(value, Tensor) and value.shape == parameter.shape
+        return shared_like(value, parameter) if alike and is_shared(parameter) else value
+
+    return {place: {key: share(one, parameters[place]) for key, one in own.items()} for place, own in state.items()}
 
 
 def _put_exactly(optimizer: Optimizer, saved: Mapping[int, Mapping[str, Json]]) -> None:
@@ -122,7 +134,8 @@ def _encode(value: object, name: str, tensors: dict[str, Tensor]) -> Json:
         # bitsandbytes counts its blocks of 256 through memory, so the layout is part of the state.
         order = sorted(range(value.dim()), key=lambda d: -value.stride(d)) if not value.is_contiguous() else []
         # A copy of its own: bitsandbytes shares one quantisation map among all parameters, safetensors forbids it.
-        stored = value.detach().permute(order) if order else value.detach()
+        full = whole(value.detach())
+        stored = full.permute(order) if order else full
         tensors[name] = stored.to("cpu", copy=True).contiguous()
         return {"tensor": name, "dtype": str(stored.dtype), "shape": list(stored.shape), "order": order}
     if isinstance(value, dict):

@@ -1,10 +1,11 @@
 """A recipe file and orders of the command line -> Recipe; and back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from trainer.core.errors import RecipeError
 from trainer.core.files import printable
+from trainer.core.redacting import has_secret
 from trainer.recipe.parsing import read_settings, write_settings
 from trainer.recipe.recipe import Recipe
 
@@ -15,9 +16,12 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in `path`, with each `KEY=VALUE` of `overrides` laid over it.
 
     Raises:
-        RecipeError: the file cannot be read, or it holds mistakes; all of them are named.
+        RecipeError: the file cannot be read, or it holds mistakes; all of them are named. Or it holds a secret, which
+            would be kept beside the run and given away with the recipe.
     """
-    return read_settings(text_of(path), printable(str(path)), overrides, Recipe)
+    recipe = read_settings(text_of(path), printable(str(path)), overrides, Recipe)
+    _check_secrets(recipe.model_dump(mode="json"), printable(str(path)))
+    return recipe
 
 
 def write_recipe(recipe: Recipe) -> str:
@@ -51,3 +55,21 @@ def text_of(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise RecipeError("This file is no UTF-8 text.", where=f"{where}:{line}", mend="Save it as UTF-8.") from error
+
+
+def _check_secrets(value: object, where: str, key: str = "") -> None:
+    """Make sure that no value looks like a password or a service's key; the message does not repeat it."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            _check_secrets(part, where, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, str):
+        if has_secret(value):
+            raise RecipeError(
+                f"A secret stands under {key}.",
+                where=where,
+                mend="Take it out: keys and passwords come from the environment, such as HF_TOKEN and WANDB_API_KEY, "
+                "or from a service's own login.",
+            )
+    elif isinstance(value, Sequence):
+        for number, part in enumerate(value):
+            _check_secrets(part, where, f"{key}.{number}")

@@ -15,6 +15,7 @@ from trainer.core.run_folder import check_name
 from trainer.core.settings import Settings
 from trainer.data.batches import DataSettings
 from trainer.data.captioners import AnyCaptioner
+from trainer.evaluation.held_out import HeldOutSettings
 from trainer.evaluation.previews import PreviewSettings
 from trainer.families import AnyFamily
 from trainer.families.sd1 import Sd1
@@ -72,6 +73,8 @@ class Recipe(Settings):
     """All chance of the run follows from it."""
     previews: PreviewSettings = Field(default_factory=PreviewSettings)
     """Pictures while it trains."""
+    held_out: HeldOutSettings = HeldOutSettings()
+    """Pictures that are kept back from training, to judge by."""
     checkpoints: CheckpointSettings = Field(default_factory=CheckpointSettings)
     """How often everything is saved, so that `--resume` can go on."""
     trackers: tuple[AnyTracker, ...] = ()

@@ -11,6 +11,7 @@ from trainer.data.pairing import pair
 from trainer.data.sources.folder import Generated, ImageFolder
 from trainer.data.walking import walk
 from trainer.families.model import DiffusionModel
+from trainer.sampling.emphasis import as_letters
 from trainer.sampling.generate import generate
 from trainer.sampling.prompts import DrawSettings, Prompt
 from trainer.sampling.samplers import Ddim
@@ -72,14 +73,16 @@ def _draw(
     resolution: int,
     settings: DrawSettings,
 ) -> None:
+    words = [wanted.prompts[number % len(wanted.prompts)] for number in numbers]
+    # a class picture shows what its caption says, letter by letter: brackets weigh nothing in training either
     prompts = [
-        Prompt(text=wanted.prompts[number % len(wanted.prompts)], seed=wanted.seed + number) for number in numbers
+        Prompt(text=as_letters(text), seed=wanted.seed + number) for text, number in zip(words, numbers, strict=True)
     ]
     pictures = generate(model, prompts, Ddim(), settings, (resolution, resolution))
-    for number, prompt, picture in zip(numbers, prompts, pictures, strict=True):
+    for number, text, picture in zip(numbers, words, pictures, strict=True):
         path = folder.path / _name(number)
         # The words first: a picture is never there without them.
-        write_atomically(path.with_suffix(folder.caption_suffixes[0]), prompt.text + "\n")
+        write_atomically(path.with_suffix(folder.caption_suffixes[0]), text + "\n")
         with replacing(path) as temporary:
             picture.save(temporary, format="PNG")
 

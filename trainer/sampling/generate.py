@@ -1,35 +1,26 @@
 """Prompts -> pictures with one model."""
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from trainer.batch import Conditioning, Geometry
+from trainer.core.log import logger
+from trainer.core.memory import give_back, ran_out
+from trainer.core.shards import is_shared
 from trainer.families.model import DiffusionModel
+from trainer.sampling.denoising import Chunk, Solving, denoise
+from trainer.sampling.image_to_image import Start
 from trainer.sampling.prompts import DrawSettings, Prompt
 from trainer.sampling.samplers import Sampler
+from trainer.sampling.understanding import Understood, understand
 
 _PIXELS_AT_ONCE: Final = 512 * 512  # decoded at once: the decoder takes far more memory a pixel than the denoiser
-
-
-@dataclass(frozen=True, slots=True)
-class Understood:
-    """Prompts with what their texts mean, each text encoded once and kept on the CPU, [1 T D]."""
-
-    prompts: Sequence[Prompt]
-    wanted: Mapping[str, Conditioning]
-    unwanted: Mapping[str, Conditioning]
-
-    def conditioning(self, prompts: Sequence[Prompt], device: torch.device, *, guided: bool) -> Conditioning:
-        """Of the negatives of `prompts`, where there is guidance, and then of their texts."""
-        positive = [self.wanted[prompt.text] for prompt in prompts]
-        negative = [self.unwanted[prompt.negative] for prompt in prompts] if guided else []
-        return Conditioning.joined([*negative, *positive]).to(device)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,16 +32,8 @@ class Drawing:
     size: tuple[int, int]  # pixels, width and height where a prompt says none; rounded up to what the networks take
     rows: int | None = None  # the network is asked for at most so many at once; None: for all, twice with guidance
     decoding: int | None = None  # bytes that decoding may take, with the autoencoder; None: what is quickest
-
-
-@dataclass(frozen=True, slots=True)
-class _Chunk:
-    """Prompts of one size, drawn at once."""
-
-    prompts: Sequence[Prompt]
-    words: Conditioning  # of the negatives, where there is guidance, and of the texts
-    width: int
-    height: int
+    start: Start | None = None  # a picture to begin with; None: pure noise
+    yielding: bool = False  # where memory runs out, fewer pictures are drawn at once, instead of none
 
 
 def generate(
@@ -77,96 +60,94 @@ def generate(
     return draw(model, understand(model, prompts), Drawing(sampler=sampler, settings=settings, size=size), progress)
 
 
-def understand(model: DiffusionModel, prompts: Sequence[Prompt]) -> Understood:
-    """What the texts of prompts mean to the model as it is now."""
-    return Understood(
-        prompts=prompts,
-        wanted=_encoded(model.encode_words, (prompt.text for prompt in prompts)),
-        unwanted=_encoded(model.encode_negatives, (prompt.negative for prompt in prompts)),
-    )
-
-
 def draw(
     model: DiffusionModel, asked: Understood, how: Drawing, progress: Callable[[int], None] = lambda _: None
 ) -> list[Image.Image]:
     """The same as `generate`, of prompts that are understood already: text encoders are not needed."""
-    prompts, settings, denoiser = asked.prompts, how.settings, model.denoiser
-    device = next(denoiser.parameters()).device
-    was_training = denoiser.training
-    denoiser.eval()
     pictures: dict[int, Image.Image] = {}
+    for place, picture in drawn(model, asked, how, progress):
+        pictures[place] = picture
+    return [pictures[place] for place in range(len(asked.prompts))]
+
+
+def drawn(
+    model: DiffusionModel, asked: Understood, how: Drawing, progress: Callable[[int], None] = lambda _: None
+) -> Generator[tuple[int, Image.Image], None, None]:
+    """The same, each picture with its prompt's place as soon as it is there: no more are kept than are drawn at once.
+
+    Raises:
+        RuntimeError, MemoryError: memory ran out; with `how.yielding`, for a single picture at its most sparing.
+    """
+    denoiser = model.denoiser
+    was_training = denoiser.training
+    waiting = deque(_chunks(asked.prompts, how.size, how.settings.batch))
+    denoiser.eval()
     try:
-        with torch.inference_mode():
-            for places in _chunks(prompts, how.size, settings.batch):
-                together = [prompts[place] for place in places]
-                words = asked.conditioning(together, device, guided=settings.guidance > 1)
-                chunk = _chunk(together, words, how.size, model.latent.step)
-                drawn = _as_pictures(_decoded(model, _denoise(model, chunk, how), how.decoding))
-                pictures.update(zip(places, drawn, strict=True))
-                progress(len(places))
+        while waiting:
+            places = waiting.popleft()
+            at_once = how.settings.batch
+            if len(places) > at_once:
+                waiting.appendleft(places[at_once:])
+                places = places[:at_once]
+            pictures = _tried(model, asked, places, how)
+            if pictures is None:
+                how = _sparing(how, len(places))
+                waiting.appendleft(places)
+                continue
+            yield from zip(places, pictures, strict=True)
+            progress(len(places))
     finally:
         denoiser.train(was_training)
-    return [pictures[place] for place in range(len(prompts))]
 
 
-def _encoded(encode: Callable[[Sequence[str]], Conditioning], texts: Iterable[str]) -> dict[str, Conditioning]:
-    distinct = sorted(set(texts))
-    states: dict[str, Conditioning] = {}
-    for start in range(0, len(distinct), 32):
-        part = distinct[start : start + 32]
-        states.update(zip(part, encode(part).to(torch.device("cpu")).rows(), strict=True))
-    return states
+def _tried(model: DiffusionModel, asked: Understood, places: Sequence[int], how: Drawing) -> list[Image.Image] | None:
+    """The pictures of some prompts; None where there is not enough memory, and less could do."""
+    try:
+        # what shards put together in inference mode could not be trained afterwards
+        with torch.no_grad() if is_shared(next(model.denoiser.parameters())) else torch.inference_mode():
+            return _together(model, asked, [asked.prompts[place] for place in places], how)
+    except (MemoryError, RuntimeError) as error:
+        least = len(places) == 1 and how.rows == 1 and how.decoding == 0
+        if not how.yielding or least or not ran_out(error):
+            raise
+    give_back(next(model.denoiser.parameters()).device)  # outside: the error holds what was in memory
+    return None
+
+
+def _sparing(how: Drawing, count: int) -> Drawing:
+    """What to try after memory ran out with `count` pictures at once."""
+    if count == 1:
+        logger.warning("Memory ran out; pictures are drawn in the way that takes the least of it.")
+        return replace(how, rows=1, decoding=0)
+    logger.warning("Memory ran out with %d pictures at once; going on with %d.", count, count // 2)
+    return replace(how, settings=how.settings.model_copy(update={"batch": count // 2}))
+
+
+def _together(model: DiffusionModel, asked: Understood, prompts: Sequence[Prompt], how: Drawing) -> list[Image.Image]:
+    device = next(model.denoiser.parameters()).device
+    words = asked.rows(prompts, device, guided=how.settings.guidance > 1)
+    step = model.latent.step
+    width, height = (-(-side // step) * step for side in _size(prompts[0], how.size))
+    solving = Solving(sampler=how.sampler, settings=how.settings, rows=how.rows)
+    start = None if how.start is None else how.start.latents(model, width, height)
+    strength = 1.0 if how.start is None else how.start.strength
+    latents = denoise(model, Chunk(prompts, words, width, height), solving, start, strength)
+    return as_pictures(_decoded(model, latents, how.decoding))
 
 
 def _chunks(prompts: Sequence[Prompt], size: tuple[int, int], batch: int) -> Iterator[list[int]]:
     """Places of prompts that can be drawn together: same size, at most `batch`."""
 
     def wanted(place: int) -> tuple[int, int]:
-        return prompts[place].width or size[0], prompts[place].height or size[1]
+        return _size(prompts[place], size)
 
     for _, group in itertools.groupby(sorted(range(len(prompts)), key=wanted), key=wanted):
         places = list(group)
         yield from (places[start : start + batch] for start in range(0, len(places), batch))
 
 
-def _chunk(prompts: Sequence[Prompt], words: Conditioning, size: tuple[int, int], step: int) -> _Chunk:
-    width, height = prompts[0].width or size[0], prompts[0].height or size[1]
-    return _Chunk(prompts, words, -(-width // step) * step, -(-height // step) * step)
-
-
-def _denoise(model: DiffusionModel, chunk: _Chunk, how: Drawing) -> Tensor:
-    """Latents [B C h w] out of noise that each prompt's own seed gives, drawn on the CPU as diffusers does."""
-    scheduler = how.sampler.scheduler(model.scheduler_config())
-    device = chunk.words.tokens.device
-    scheduler.set_timesteps(how.settings.steps, device=device)
-    shape = (1, model.latent.channels, chunk.height // model.latent.scale, chunk.width // model.latent.scale)
-    generators = [torch.Generator().manual_seed(prompt.seed) for prompt in chunk.prompts]
-    latents = torch.cat([torch.randn(shape, generator=generator) for generator in generators]).to(device)
-    latents = latents * scheduler.init_noise_sigma
-    extra = _extra_arguments(scheduler, generators)
-    for t in scheduler.timesteps:
-        noisy = scheduler.scale_model_input(latents, t)
-        predicted = _guided(model, noisy, t, chunk, how)
-        latents = scheduler.step(predicted, t, latents, **extra, return_dict=False)[0]
-    return latents
-
-
-def _guided(model: DiffusionModel, noisy: Tensor, t: Tensor, chunk: _Chunk, how: Drawing) -> Tensor:
-    """The prediction with classifier-free guidance (arXiv:2207.12598, equation 6), both halves in one pass."""
-    count = len(chunk.words.tokens)
-    inputs = noisy.repeat(count // len(noisy), 1, 1, 1)
-    at_once = how.rows or count
-    answers: list[Tensor] = []
-    for start in range(0, count, at_once):
-        part = inputs[start : start + at_once]
-        words = chunk.words if at_once >= count else Conditioning.joined(chunk.words.rows()[start : start + at_once])
-        whole = Geometry.whole(len(part), chunk.height, chunk.width, noisy.device)
-        answers.append(model.predict(part, t.expand(len(part)), words, whole).to(noisy.dtype))
-    predicted = torch.cat(answers)
-    if count == len(noisy):
-        return predicted
-    without, with_words = predicted.chunk(2)
-    return without + how.settings.guidance * (with_words - without)
+def _size(prompt: Prompt, size: tuple[int, int]) -> tuple[int, int]:
+    return prompt.width or size[0], prompt.height or size[1]
 
 
 def _decoded(model: DiffusionModel, latents: Tensor, most: int | None) -> Tensor:
@@ -176,14 +157,7 @@ def _decoded(model: DiffusionModel, latents: Tensor, most: int | None) -> Tensor
     return torch.cat([model.decode_latents(piece, most).cpu() for piece in pieces])
 
 
-def _extra_arguments(scheduler: Any, generators: list[torch.Generator]) -> dict[str, Any]:
-    """Solvers that add noise take each picture's own generator; the others know no such argument."""
-    import inspect
-
-    return {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-
-
-def _as_pictures(pixels: Tensor) -> list[Image.Image]:
+def as_pictures(pixels: Tensor) -> list[Image.Image]:
     """[B 3 H W] in -1 .. 1 -> 8-bit RGB, rounded as diffusers rounds."""
     levels = (pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().float().mul(255).round().to(torch.uint8)
-    return [Image.fromarray(picture.numpy()) for picture in levels]
+    return [Image.fromarray(picture) for picture in levels.numpy()]

@@ -2,10 +2,14 @@
 
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from trainer.sampling.labels import Lettering, letters_for
 
 _LEAST_CELL = 128  # pixels: smaller pictures are enlarged by a whole factor, so that the eye can judge them
 _MARGIN = 6
+_HEAD = 3  # lines above a column
+_SIDE = 320  # pixels: words before a row may be so wide, however small the pictures are
 
 
 def grid(rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], column_labels: Sequence[str]) -> Image.Image:
@@ -20,33 +24,20 @@ def grid(rows: Sequence[Sequence[Image.Image]], row_labels: Sequence[str], colum
     largest = max(max(picture.size) for picture in pictures)
     factor = max(1, -(-_LEAST_CELL // largest))
     width, height = (factor * max(picture.size[axis] for picture in pictures) for axis in (0, 1))
-    font = ImageFont.load_default(size=13)
-    heads = [_wrapped(label, width, font) for label in column_labels]
-    head_height = max((head.count("\n") + 1 for head in heads), default=0) * 16 + _MARGIN
-    side = max((int(font.getlength(label)) for label in row_labels), default=0) + 2 * _MARGIN
+    letters = Lettering(letters_for(width))
+    heads = [letters.wrapped(label, width, _HEAD) for label in column_labels]
+    head_height = max(map(len, heads), default=0) * (letters.size * 16 // 13) + _MARGIN
+    sides = [letters.wrapped(label, max(width, _SIDE), max(1, height // letters.pitch)) for label in row_labels]
+    side = max((letters.width(line) for lines in sides for line in lines), default=0) + 2 * _MARGIN
     size = (side + len(column_labels) * (width + _MARGIN), head_height + len(rows) * (height + _MARGIN))
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
     for column, head in enumerate(heads):
-        pen.multiline_text((side + column * (width + _MARGIN), 2), head, fill="black", font=font, spacing=2)
-    for number, (row, label) in enumerate(zip(rows, row_labels, strict=True)):
+        letters.draw(pen, (side + column * (width + _MARGIN), 2), head)
+    for number, (row, lines) in enumerate(zip(rows, sides, strict=True)):
         top = head_height + number * (height + _MARGIN)
-        pen.text((_MARGIN, top + height // 2 - 8), label, fill="black", font=font)
+        letters.draw(pen, (_MARGIN, top + (height - len(lines) * letters.pitch) // 2), lines)
         for column, picture in enumerate(row):
             enlarged = picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.BICUBIC)
             sheet.paste(enlarged, (side + column * (width + _MARGIN), top))
     return sheet
-
-
-def _wrapped(label: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    """The label on at most three lines of `width` pixels; what does not fit ends in an ellipsis."""
-    lines: list[str] = [""]
-    for word in label.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if font.getlength(longer) <= width:
-            lines[-1] = longer
-        else:
-            lines.append(word)
-    if len(lines) > 3:
-        lines = [*lines[:2], lines[2] + "…"]
-    return "\n".join(line for line in lines if line)

@@ -9,7 +9,7 @@ class Prompt(Settings):
     """One picture to draw."""
 
     text: str
-    """What it shows."""
+    """What it shows; `(words:1.2)` count more, `[words]` less, `BREAK` begins a new chunk."""
     negative: str = ""
     """What it does not show."""
     seed: NonNegativeInt = 0
@@ -27,5 +27,8 @@ class DrawSettings(Settings):
     """How often the network is asked."""
     guidance: float = Field(default=4.0, ge=0, le=50)
     """How strongly the words pull (classifier-free guidance, arXiv:2207.12598); up to 1: not at all."""
+    rescale: float | None = Field(default=None, ge=0, le=1)
+    """How far guided pictures are brought back to the contrast of unguided ones (arXiv:2305.08891, section 3.4);
+    absent: 0.7 where the model begins with pure noise (zero terminal SNR), and otherwise not at all."""
     batch: PositiveInt = 8
     """Pictures drawn at once."""

@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from trainer.core.files import printable
 from trainer.core.run_folder import RunFolder
-from trainer.tracking.tracker import Tracker, TrackerSettings, need
+from trainer.tracking.tracker import Table, Tracker, TrackerSettings, need
 
 
 class TensorBoard(TrackerSettings):
@@ -43,5 +44,15 @@ class _TensorBoardTracker(Tracker):
             with Image.open(path) as file:
                 self._writer.add_image(name, numpy.asarray(file.convert("RGB")), step, dataformats="HWC")
 
+    def table(self, step: int, name: str, table: Table) -> None:
+        rows = [table.columns, ("---",) * len(table.columns), *table.rows]
+        self._writer.add_text(name, "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows), step)
+
     def close(self) -> None:
         self._writer.close()
+
+
+def _cell(value: str | float | None) -> str:
+    """A cell of a table in Markdown, in which words are words."""
+    text = printable("" if value is None else str(value))
+    return text if text == "---" else text.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")

@@ -2,12 +2,21 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from trainer.core.errors import RecipeError
 from trainer.core.run_folder import RunFolder
 from trainer.core.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of words and numbers."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str | float | None, ...], ...]  # each as long as `columns`
 
 
 class Tracker(ABC):
@@ -20,6 +29,9 @@ class Tracker(ABC):
     @abstractmethod
     def pictures(self, step: int, pictures: Mapping[str, Path]) -> None:
         """Show picture files by name."""
+
+    def table(self, step: int, name: str, table: Table) -> None:  # noqa: B027 - who has no place for tables shows none
+        """Show a table by name."""
 
     @abstractmethod
     def close(self) -> None:

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from queue import Full, Queue
 from typing import TypeGuard
@@ -14,7 +14,7 @@ from trainer.core.events import EventsFile
 from trainer.core.log import logger
 from trainer.core.redacting import redacted, redacted_text
 from trainer.core.run_folder import RunFolder
-from trainer.tracking.tracker import Tracker, TrackerSettings
+from trainer.tracking.tracker import Table, Tracker, TrackerSettings
 
 Show = Callable[[int, Mapping[str, str]], None]
 """Shows a person how many steps are done, and what is worth knowing, such as {"loss": "0.113"}."""
@@ -87,7 +87,7 @@ class Trackers:
         self._step = step
         self._events.append(kind, step, facts)
         group = "train" if kind == "step" else kind
-        numbers = {f"{group}/{name}": float(value) for name, value in facts.items() if _is_number(value)}
+        numbers = {f"{group}/{name}": number for name, number in _numbers(facts)}
         if numbers:
             self._send(step, lambda tracker: tracker.scalars(step, numbers))
 
@@ -98,6 +98,11 @@ class Trackers:
         files = {name: _within(path, self._folder.root) for name, path in pictures.items()}
         self._events.append("preview", step, {"pictures": files})
         self._send(step, lambda tracker: tracker.pictures(step, pictures))
+
+    def table(self, step: int, name: str, table: Table) -> None:
+        """There is a table to show after `step` steps; the run folder holds what it is made from."""
+        if self._events is not None:
+            self._send(step, lambda tracker: tracker.table(step, name, table))
 
     def warn(self, step: int, message: str) -> None:
         """Something is wrong that the user should know and that does not stop the run."""
@@ -180,6 +185,15 @@ class Lane:
                 self._give_up(redacted_text(str(error).strip(" .\n")) or type(error).__name__)
                 return
             self._busy_since = None
+
+
+def _numbers(facts: Mapping[str, object]) -> Iterator[tuple[str, float]]:
+    """The finite numbers among the facts by name; those of a list as `name/1`, `name/2`, and so on."""
+    for name, value in facts.items():
+        several = value if isinstance(value, Sequence) and not isinstance(value, str) else ()
+        for key, one in [(name, value), *((f"{name}/{place}", part) for place, part in enumerate(several, start=1))]:
+            if _is_number(one):
+                yield key, float(one)
 
 
 def _is_number(value: object) -> TypeGuard[float]:

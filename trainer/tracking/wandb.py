@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from trainer.core.run_folder import RunFolder
-from trainer.tracking.tracker import Tracker, TrackerSettings, need
+from trainer.tracking.tracker import Table, Tracker, TrackerSettings, need
 
 
 class Wandb(TrackerSettings):
@@ -72,6 +72,9 @@ class _WandbTracker(Tracker):
 
     def pictures(self, step: int, pictures: Mapping[str, Path]) -> None:
         self._send({"step": step, "pictures": {name: str(path.resolve()) for name, path in pictures.items()}})
+
+    def table(self, step: int, name: str, table: Table) -> None:
+        self._send({"step": step, "tables": {name: {"columns": table.columns, "data": table.rows}}})
 
     def close(self) -> None:
         if self._process.stdin is not None:

@@ -1,6 +1,7 @@
 """The process that speaks to Weights & Biases: reads records from standard input until it ends.
 
-The first line holds the arguments of `wandb.init`; each other one a step with scalars, or with paths of pictures.
+The first line holds the arguments of `wandb.init`; each other one a step with scalars, with paths of
+pictures, or with tables.
 """
 
 import json
@@ -21,7 +22,11 @@ def main() -> None:
     for line in sys.stdin:
         record = json.loads(line)
         pictures = {name: wandb.Image(path) for name, path in record.get("pictures", {}).items()}
-        run.log({**record.get("scalars", {}), **pictures}, step=record["step"])
+        tables = {
+            name: wandb.Table(**table, allow_mixed_types=True) for name, table in record.get("tables", {}).items()
+        }
+        # what was told before a run was resumed comes again, equal to the bit; wandb passes over steps that it has
+        run.log({**record.get("scalars", {}), **pictures, **tables}, step=record["step"])
     _end_after(_SECONDS_TO_UPLOAD)
     run.finish()
 

@@ -1,0 +1,86 @@
+"""trainer grid of a run: checkpoints, strengths, prompts, the base and training pictures."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from trainer.cli.main import run
+
+
+@pytest.fixture(autouse=True)
+def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    for module in ("trainer.drawing.opening", "trainer.drawing.checkpoints"):
+        monkeypatch.setattr(f"{module}.pick_device", lambda: torch.device("cpu"))
+
+
+@pytest.fixture
+def trained(recipe_file: Callable[..., Path], tmp_path: Path) -> Path:
+    """A run of two steps with a checkpoint after each, averaged."""
+    assert run(["train", str(recipe_file(checkpoints={"every": 1, "keep": 5}, ema={"decay": 0.5}))]) == 0
+    return tmp_path / "runs" / "tried"
+
+
+def test_a_run_is_drawn_along_its_checkpoints(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run(["grid", str(trained), "-a", "step", "-a", "prompt", "-a", "strength=0.5,1", "--steps", "2"]) == 0
+    told = capsys.readouterr().out
+    assert "5 pictures drawn, 0 were there already." in told  # two checkpoints at two strengths, and the base
+    folder = trained / "grids"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"cells", "step-prompt-strength-1.png", "step-prompt-strength-2.png", "step-prompt-strength.html"}
+    page = (folder / "step-prompt-strength.html").read_text(encoding="utf-8")
+    assert page.count("without adapter") >= 2
+    assert "training pictures" in page
+    assert "<h2>strength 0.5</h2>" in page
+    assert str(trained.parent) not in page
+    cells = sorted((folder / "cells").iterdir())
+    assert len(cells) == 5
+    told_by_files = []
+    for path in cells:
+        with Image.open(path) as file:
+            told_by_files.append(str(file.info["parameters"]))
+    assert any("Adapter: tried-000002 at 0.5" in text for text in told_by_files)
+    assert run(["grid", str(trained), "-a", "step", "-a", "prompt", "-a", "strength=0.5,1", "--steps", "2"]) == 0
+    assert "0 pictures drawn, 5 were there already." in capsys.readouterr().out
+
+
+def test_the_last_checkpoint_is_drawn_as_the_result(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run averages its weights, so what the checkpoint shows must be the averages."""
+    for words in (["-a", "step=last", "-a", "prompt"], ["-a", "strength=1", "-a", "prompt"]):
+        assert run(["grid", str(trained), *words, "--steps", "2", "--no-without-adapter", "--no-references"]) == 0
+    pictures = []
+    for path in sorted((trained / "grids" / "cells").iterdir()):
+        with Image.open(path) as file:
+            pictures.append(file.convert("RGB").tobytes())
+    assert len(pictures) == 2
+    assert max(abs(a - b) for a, b in zip(*pictures, strict=True)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (["-a", "step=7", "-a", "prompt"], "no checkpoint of step 7"),
+        (["-a", "prompt"], "two or three different axes"),
+        (["-a", "colour", "-a", "prompt"], "no axis"),
+    ],
+)
+def test_mistakes_cost_nothing(trained: Path, capsys: pytest.CaptureFixture[str], words: list[str], what: str) -> None:
+    assert run(["grid", str(trained), *words]) == 2
+    assert what in capsys.readouterr().err
+    assert not (trained / "grids").exists()
+
+
+def test_help_is_quick_and_shows_the_axes() -> None:
+    code = (
+        "import sys; from trainer.cli.main import run; assert run(['grid', '--help']) == 0;"
+        "heavy = {'torch', 'diffusers', 'transformers'} & set(sys.modules); assert not heavy, heavy"
+    )
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert "--axis" in told
+    assert "step=100,200,last" in told

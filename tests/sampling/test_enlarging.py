@@ -1,0 +1,91 @@
+"""Pictures made larger by a small network of the ESRGAN kind, through spandrel itself."""
+
+import sys
+import types
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from trainer.core.errors import RecipeError, WeightsError
+from trainer.core.tensors import write_tensors
+from trainer.sampling.enlarging import Enlarger
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def spandrel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """spandrel, on machines without torchvision too: two of its networks, which are not used here, name it."""
+    pytest.importorskip("einops")
+    try:
+        import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
+    except (ImportError, RuntimeError):
+        functional = types.ModuleType("torchvision.transforms.functional")
+        for name in ("InterpolationMode", "rotate", "normalize"):
+            setattr(functional, name, None)
+        for name in ("torchvision", "torchvision.transforms"):
+            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+        monkeypatch.setitem(sys.modules, functional.__name__, functional)
+    pytest.importorskip("spandrel")
+
+
+@pytest.fixture
+def esrgan(spandrel: None, tmp_path: Path) -> Path:
+    """A random one that doubles pictures, with one block of 8 channels."""
+    from spandrel.architectures.ESRGAN import ESRGAN  # pyright: ignore[reportMissingImports]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = ESRGAN(num_filters=8, num_blocks=1, scale=2)
+    path = tmp_path / "x2.safetensors"
+    write_tensors(path, {name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+    return path
+
+
+def noise(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def test_a_picture_becomes_twice_as_large_without_seams(esrgan: Path) -> None:
+    enlarger = Enlarger(esrgan, CPU)
+    picture = noise(90, 70)
+    whole = enlarger.enlarged(picture)
+    assert whole.size == (180, 140)
+    enlarger._tile = 32  # pyright: ignore[reportPrivateUsage]
+    pieces = enlarger.enlarged(picture)
+    assert np.abs(np.asarray(whole, dtype=int) - np.asarray(pieces, dtype=int)).max() <= 1
+
+
+def test_where_memory_runs_out_pieces_are_smaller(esrgan: Path) -> None:
+    enlarger = Enlarger(esrgan, CPU)
+    network = enlarger._network  # pyright: ignore[reportPrivateUsage]
+
+    def little(seen: torch.Tensor) -> torch.Tensor:
+        if seen.shape[-1] > 200:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return network(seen)
+
+    with patch.object(enlarger, "_network", little):
+        assert enlarger.enlarged(noise(300, 20)).size == (600, 40)
+
+
+def test_other_files_are_refused(spandrel: None, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    write_tensors(other, {"a": torch.ones(2)})
+    with pytest.raises(WeightsError, match="no network that is known"):
+        Enlarger(other, CPU)
+    pickled = tmp_path / "x4.pth"
+    torch.save({"a": torch.ones(2)}, pickled)
+    with pytest.raises(WeightsError):
+        Enlarger(pickled, CPU)
+
+
+def test_without_the_library_it_says_what_to_install(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    write_tensors(path, {"a": torch.ones(2)})
+    with patch.dict(sys.modules, {"spandrel": None}), pytest.raises(RecipeError, match="spandrel"):
+        Enlarger(path, CPU)

@@ -1,0 +1,1 @@
+"""Labelled sheets of pictures that differ along two or three axes."""
