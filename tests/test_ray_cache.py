@@ -78,6 +78,7 @@ def contents(recipe: Recipe) -> dict[str, bytes]:
     return found
 
 
+@pytest.mark.slow
 def test_two_workers_write_the_same_bytes_as_one_process(recipe_of: RecipeOf, monkeypatch: pytest.MonkeyPatch) -> None:
     ray = pytest.importorskip("ray")
     data = pytest.importorskip("ray.data")

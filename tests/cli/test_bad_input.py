@@ -123,4 +123,4 @@ def test_one_owner_of_a_run_folder(recipe_file: MakeRecipe, tmp_path: Path, caps
 def test_drawing_what_is_not_there(tmp_path: Path, capsys: Captured) -> None:
     for source in ("absent.safetensors", "absent.yaml", "absent-run"):
         refused(["sample", str(tmp_path / source), "--prompt", "x"], 2, capsys)
-    assert "ddim" in refused(["sample", str(tmp_path), "--prompt", "x", "--sampler", "dimm"], 2, capsys)
+    assert "DDIM" in refused(["sample", str(tmp_path), "--prompt", "x", "--sampler", "dimm"], 2, capsys)

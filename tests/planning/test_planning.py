@@ -214,6 +214,7 @@ def test_where_encoding_is_too_large_the_step_alone_is_no_answer(
     assert told[-1].endswith("data.resolution=16")
 
 
+@pytest.mark.slow
 def test_the_fastest_that_fits(recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch) -> None:
     recipe = recipe_of()
     step_alone = partial(plan_memory, step_alone=True)  # of so small a model, encoding needs more
