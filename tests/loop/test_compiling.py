@@ -48,6 +48,7 @@ def test_auto_takes_what_has_been_measured() -> None:
     assert chosen_mode("off", CUDA, []) == "off"
 
 
+@pytest.mark.slow
 def test_compiled_blocks_give_the_same_losses_and_gradients(recipe_of: Callable[..., Recipe]) -> None:
     run = begin(recipe_of(accumulate=1, adapter={"kind": "lora", "rank": 4}, gradient_checkpointing=False))
     ready = run.ahead.take(0)

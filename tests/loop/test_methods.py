@@ -77,6 +77,7 @@ def test_each_method_resumes_to_the_same_bytes(recipe_of: Callable[..., Recipe],
 
 
 @pytest.mark.parametrize("method", ["ema", "schedule-free"])
+@pytest.mark.slow
 def test_previews_of_averages_leave_no_trace(recipe_of: Callable[..., Recipe], method: str) -> None:
     changes = METHODS[method] | {"steps": 3}
     previews = {"every": 1, "prompts": ["thing, red ball"], "draw": {"steps": 1}, "size": 16}
