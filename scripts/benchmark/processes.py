@@ -45,7 +45,7 @@ def main() -> None:
     around = environment()
     print("  ".join(f"{name} {value}" for name, value in around.items()), flush=True)
     with tempfile.TemporaryDirectory() as name:
-        figures = {"environment": around, **measured(Path(name), asked)}
+        figures: dict[str, Any] = {"environment": around, **measured(Path(name), asked)}
     for kind in ("differences", "speed"):
         for row in figures[kind]:
             print(f"{kind}:  " + "  ".join(f"{key} {value}" for key, value in row.items()))
