@@ -154,3 +154,25 @@ def test_a_process_that_gets_sigterm_exits_143_and_resumes(recipe_of: Callable[.
     assert process.returncode == 143, said
     assert "--resume" in said
     assert Checkpoints(run_folder_of(recipe), recipe.checkpoints).newest() is not None
+
+
+def test_a_signal_just_before_pictures_leaves_them_out(
+    recipe_of: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step is over, the pictures are due, and the signal is there already."""
+    recipe = recipe_of("pictures", steps=3, previews={"prompts": ["red"], "every": 2})
+    run = assemble(recipe, resume=False, progress=QUIET)
+    due = type(run.clock).due
+
+    def due_and_signal(clock: object, every: int) -> bool:
+        if run.clock.step == 2 and every == 2:
+            signal.raise_signal(signal.SIGINT)
+        return due(run.clock, every)
+
+    monkeypatch.setattr(type(run.clock), "due", due_and_signal)
+    with pytest.raises(Stopped), run.trackers:
+        train(run)
+    assert not run_folder_of(recipe).previews(2).exists()
+    saved = Checkpoints(run_folder_of(recipe), recipe.checkpoints).newest()
+    assert saved is not None
+    assert saved.step == 2

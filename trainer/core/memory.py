@@ -18,6 +18,7 @@ _ALLOCATORS: Final = (  # how torch's allocators begin or end the RuntimeError t
     "not enough memory: you tried to allocate",
     "out of memory",
     "could not create a primitive",  # oneDNN, where its buffers find no room
+    "can't start new thread",  # Python, where a thread's own memory finds none
 )
 _STEPS_COMPARED: Final = 20
 _STEPS_NEEDED: Final = 5

@@ -2,8 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Callable, Generator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -62,27 +62,29 @@ def check_room(run: Run) -> None:
 def preview(run: Run, stopper: Stopper | None = None) -> None:
     """Draw the recipe's prompts; a signal or a full disk leaves them out."""
     run.ledger.settle()
+
+    def draw() -> None:
+        sheet = run.previews.draw(run.clock.step)
+        if sheet is not None:
+            run.trackers.pictures(run.clock.step, {"grid": sheet, **run.previews.files(run.clock.step)})
+
     if run.draws:
-        with run.drawn(), _left_out(run, stopper or Stopper()):
-            sheet = run.previews.draw(run.clock.step)
-            if sheet is not None:
-                run.trackers.pictures(run.clock.step, {"grid": sheet, **run.previews.files(run.clock.step)})
+        with run.drawn():
+            _draw_or_leave_out(run, stopper or Stopper(), draw)
     run.accelerator.wait_for_everyone()
 
 
 def preview_base(run: Run, stopper: Stopper) -> None:
     """Draw the recipe's prompts with the base model alone; a signal or a full disk leaves them out."""
-    with _left_out(run, stopper):
-        run.previews.draw_base()
+    _draw_or_leave_out(run, stopper, run.previews.draw_base)
 
 
-@contextmanager
-def _left_out(run: Run, stopper: Stopper) -> Generator[None, None, None]:
-    """Inside, pictures are drawn that no run depends on."""
+def _draw_or_leave_out(run: Run, stopper: Stopper, draw: Callable[[], object]) -> None:
+    """Draw pictures that no run depends on, unless a signal has come or comes, or the disk is full."""
     try:
         # with shards all processes draw, and one that stopped alone would leave the others waiting
         with nullcontext() if run.sharded else stopper.interruptible(patience=0):
-            yield
+            draw()
     except Stopped:
         logger.info("The previews are left out.")
     except OSError as error:
