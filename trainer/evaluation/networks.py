@@ -18,11 +18,20 @@ _IMAGENET: Final = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _SIDE: Final = 224  # pixels, where the folder does not say
 
 
-class Clip(Features):
-    """CLIP's common space of pictures and texts. Source: Radford et al. 2021, arXiv:2103.00020."""
+class _OfFolder(Features):
+    """A space whose network's weights a person has."""
 
     folder: Path
     """The weights in transformers' layout."""
+
+    @property
+    @override
+    def weights_name(self) -> str | None:
+        return self.folder.name
+
+
+class Clip(_OfFolder):
+    """CLIP's common space of pictures and texts. Source: Radford et al. 2021, arXiv:2103.00020."""
 
     @property
     @override
@@ -33,11 +42,6 @@ class Clip(Features):
     @override
     def title(self) -> str:
         return f"CLIP ({self.folder.name})"
-
-    @property
-    @override
-    def weights_name(self) -> str | None:
-        return self.folder.name
 
     @override
     def load(self) -> Encode:
@@ -53,11 +57,8 @@ class Clip(Features):
         return _reader(self.folder)
 
 
-class Dinov2(Features):
+class Dinov2(_OfFolder):
     """DINOv2's space of pictures. Source: Oquab et al. 2023, arXiv:2304.07193."""
-
-    folder: Path
-    """The weights in transformers' layout."""
 
     @property
     @override
@@ -68,11 +69,6 @@ class Dinov2(Features):
     @override
     def title(self) -> str:
         return f"DINOv2 ({self.folder.name})"
-
-    @property
-    @override
-    def weights_name(self) -> str | None:
-        return self.folder.name
 
     @override
     def load(self) -> Encode:

@@ -12,7 +12,7 @@ from trainer.core.errors import RecipeError, WeightsError
 from trainer.core.files import printable
 from trainer.core.log import logger
 from trainer.core.memory import give_back, ran_out
-from trainer.core.tensors import is_pickle, read_tensors, refused_pickle
+from trainer.core.tensors import read_tensors, refused_pickle
 
 _TILE: Final = 512  # pixels of a picture that go through the network at once, each way
 _SMALLEST: Final = 64
@@ -33,7 +33,7 @@ class Enlarger:
             RecipeError: the spandrel library is not installed.
             WeightsError: the file is a pickle, broken, or of no network that enlarges and that spandrel knows.
         """
-        if path.suffix != ".safetensors" or is_pickle(path):
+        if path.suffix != ".safetensors":
             raise refused_pickle(path)
         self._network = _loaded(path)
         self._network.to(device).eval()
