@@ -11,7 +11,7 @@ from trainer.adapters.trainable import Surroundings
 from trainer.core.device import Precision, pick_device
 from trainer.core.errors import RecipeError
 from trainer.core.files import replacing, write_atomically
-from trainer.core.importing import import_bitsandbytes
+from trainer.core.importing import import_libraries
 from trainer.core.log import logger
 from trainer.core.progress import Phases
 from trainer.core.run_folder import RunFolder
@@ -111,7 +111,7 @@ def needs_of(recipe: Recipe, account: Account, model: DiffusionModel) -> Needs:
 
 def open_accelerator(recipe: Recipe) -> "Accelerator":
     """What spreads the run over devices and processes."""
-    import_bitsandbytes()
+    import_libraries()
     accelerator = meet(recipe.precision.mixed, recipe.accumulate)
     if accelerator.device.type == "cuda" and recipe.precision is not Precision.float32:
         torch.set_float32_matmul_precision("high")  # TF32 for adapters: more digits than what comes into them has

@@ -51,10 +51,13 @@ def _train(path: Path, overrides: list[str], stopper: "Stopper", *, resume: bool
     """
     from contextlib import nullcontext
 
-    from trainer.beginning import is_finished, run_folder_of
-    from trainer.core.device import is_first_process
-    from trainer.core.files import told_of_refusals
-    from trainer.recipe.reading import read_recipe
+    from trainer.core.collecting import without_collecting
+
+    with without_collecting():
+        from trainer.beginning import is_finished, run_folder_of
+        from trainer.core.device import is_first_process
+        from trainer.core.files import told_of_refusals
+        from trainer.recipe.reading import read_recipe
 
     wanted = read_recipe(path, overrides)
     folder = run_folder_of(wanted)

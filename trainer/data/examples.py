@@ -1,6 +1,6 @@
 """Many examples in columns: a million of them weigh what a file of them would weigh."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Final, Literal, overload
@@ -98,7 +98,7 @@ class ExampleTable(Sequence[Example]):
         """The examples at these places, in this order."""
         import pyarrow
 
-        return ExampleTable(self._table.take(pyarrow.array(np.asarray(places, dtype=np.int64))))
+        return ExampleTable(self._table.take(_column(np.asarray(places), pyarrow.int64())))
 
     def select(self, chosen: NDArray[np.bool_]) -> "ExampleTable":
         """The examples for which `chosen` [len(self)] is true."""
@@ -113,7 +113,7 @@ class ExampleTable(Sequence[Example]):
         import pyarrow
 
         place = self._table.schema.get_field_index("held_out")
-        return ExampleTable(self._table.set_column(place, "held_out", pyarrow.array(held)))
+        return ExampleTable(self._table.set_column(place, "held_out", _column(held, pyarrow.bool_())))
 
     def write(self, path: Path) -> None:
         """Write the columns as one Arrow file."""
@@ -163,7 +163,7 @@ class ExampleTableBuilder:
 
         rows = [_row(example) for example in self._waiting]
         schema = _schema()
-        columns = [pyarrow.array([row[field.name] for row in rows], field.type) for field in schema]
+        columns = [_column([row[field.name] for row in rows], field.type) for field in schema]
         self._batches.append(pyarrow.record_batch(columns, schema=schema))
         self._waiting = []
 
@@ -180,6 +180,33 @@ def _schema() -> Any:
         "yes or no": pyarrow.bool_(),
     }
     return pyarrow.schema([(name, kinds[kind]) for name, kind in _TYPES.items()])
+
+
+def _column(values: Sequence[Any] | NDArray[Any], kind: Any) -> Any:
+    """An Arrow array, out of buffers: from a list, pyarrow would ask pandas what it is, and import it to do so."""
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_boolean(kind):
+        parts = [np.packbits(np.array(values, dtype=bool), bitorder="little")]
+    elif types.is_large_list(kind):
+        return pyarrow.LargeListArray.from_arrays(
+            pyarrow.Array.from_buffers(pyarrow.int64(), len(values) + 1, [None, _ends(values)]),
+            _column([value for ones in values for value in ones], kind.value_type),
+        )
+    elif types.is_large_string(kind) or types.is_large_binary(kind):
+        contents = [value.encode("utf-8") if isinstance(value, str) else value for value in values]
+        parts = [_ends(contents), b"".join(contents)]
+    else:
+        parts = [np.array(values, dtype=kind.to_pandas_dtype())]
+    return pyarrow.Array.from_buffers(kind, len(values), [None, *map(pyarrow.py_buffer, parts)])
+
+
+def _ends(values: Iterable[Sized]) -> Any:
+    """Where each of the values begins when they lie one behind the other, and where the last one ends."""
+    import pyarrow
+
+    return pyarrow.py_buffer(np.cumsum([0, *map(len, values)], dtype=np.int64))
 
 
 def _row(example: Example) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from trainer.core.errors import WeightsError
-from trainer.core.importing import import_bitsandbytes
+from trainer.core.importing import import_libraries
 from trainer.weights.original_names import Part
 
 
@@ -46,7 +46,7 @@ def live_name(name: str, known: Collection[str]) -> str:
 
 def _builder(part: Part) -> Callable[[dict[str, Any]], Any]:
     """What makes a network of a configuration; `Any`, since diffusers' methods return one of two things."""
-    import_bitsandbytes()
+    import_libraries()
     import diffusers
     import transformers
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trainer.core.errors import RecipeError
+from trainer.core.importing import import_compiler
 from trainer.core.log import logger
 from trainer.loop.ahead import Ready
 from trainer.loop.passing import Pass, Plain, Signature, shape_of, signature_of
@@ -32,8 +33,7 @@ class Blocks(Plain):
             network: a U-Net of diffusers, its adapters in place.
             backend: of torch.compile.
         """
-        from torch._dynamo import config  # pyright: ignore[reportPrivateUsage] - torch's own documents name it so
-
+        config = import_compiler().config
         config.recompile_limit = max(_VARIANTS, config.recompile_limit)
         count = 0
         for module in network.modules():
