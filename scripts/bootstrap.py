@@ -22,6 +22,7 @@ OLDEST = (3, 10)
 NEWEST_KNOWN = (3, 14)
 EXTRAS = "dev,tensorboard,wandb"
 CONSTRAINTS = ROOT / "constraints.txt"
+LOCK = ROOT / "requirements.lock"  # the same with checksums, made by scripts/lock.py
 RECIPE = "recipes/character-lora.yaml"
 RUN = ROOT / "runs" / "blob"
 REPORT = "build/tests.xml"
@@ -137,7 +138,7 @@ def ensure_venv() -> Path:
 def fingerprint() -> str:
     """Changes when the environment must be brought up to date, or when the folder was moved."""
     digest = hashlib.sha256(str(ROOT).encode())
-    for file in (ROOT / "pyproject.toml", CONSTRAINTS):
+    for file in (ROOT / "pyproject.toml", CONSTRAINTS, LOCK):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -176,18 +177,24 @@ def make_venv(creator: str) -> None:
 
 
 def install(python: Path) -> None:
-    """The tested versions; torch first, so that the big download fails early and is not repeated."""
+    """The tested versions; all but torch, whose build depends on the machine, by the checksums of their files."""
     torch = next(
         (line.strip() for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines() if line.startswith("torch==")),
         "torch",
     )
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input"]
-    for what, packages in ((torch, [torch]), ("trainer and its tools", ["-e", f"{ROOT}[{EXTRAS}]"])):
+    ours = ["--no-build-isolation", "-e", f"{ROOT}[{EXTRAS}]"]  # built by the setuptools of the lock
+    for what, words in (
+        ("what is locked", ["--require-hashes", "--no-deps", "-r", LOCK]),
+        (torch, [torch, "-c", CONSTRAINTS]),
+        ("trainer", [*ours, "-c", CONSTRAINTS]),  # and what the lock does not know: other systems need a little more
+    ):
         print(f"Installing {what} (this may take some minutes) ...", flush=True)
-        if run(*pip, *packages, "-c", CONSTRAINTS) != 0:
+        if run(*pip, *words) != 0:
             raise SetUpError(
                 "pip could not install what is needed; its own message is above.\n"
-                "  mend:  Check the network (or PIP_INDEX_URL) and the room on the disk, then run the same again."
+                "  mend:  Check the network (or PIP_INDEX_URL) and the room on the disk, then run the same again. "
+                "Where it speaks of hashes, a file is not the one that was tested: do not use that index."
             )
 
 

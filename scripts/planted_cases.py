@@ -31,36 +31,38 @@ PROMPTS = ["blobby, winking face", "blobby, crying face", "blobby, angry face", 
 class Case:
     """A run with a fault, or with none."""
 
-    plant: Callable[[list[Path], Path], None]  # (pictures, folder to fill)
+    plant: Callable[[list[Path], Path, int], None]  # (pictures, folder to fill, which of many ways)
     steps: int
     rate: float
     expected: tuple[str, ...]  # kinds of findings that must be there
+    allowed: tuple[str, ...] = ()  # others that are true of it besides
     adapter: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
 
-def few(pictures: list[Path], folder: Path) -> None:
+def few(pictures: list[Path], folder: Path, way: int) -> None:
     """Six pictures."""
-    _copy(pictures[:: len(pictures) // 6][:6], folder)
+    _copy(pictures[way % 4 :: len(pictures) // 6][:6], folder)
 
 
-def all_of_them(pictures: list[Path], folder: Path) -> None:
+def all_of_them(pictures: list[Path], folder: Path, way: int) -> None:
     """Every picture as it is."""
     _copy(pictures, folder)
 
 
-def wrong_captions(pictures: list[Path], folder: Path) -> None:
+def wrong_captions(pictures: list[Path], folder: Path, way: int) -> None:
     """Ten pictures bear the words of something else."""
     _copy(pictures, folder)
     words = sorted(ORDINARY.glob("*.txt"))
-    for place, path in enumerate(pictures[3::6][:10]):
-        other = words[17 * place + 5].read_text(encoding="utf-8").strip()
+    for place, path in enumerate(pictures[(3 + way) % 6 :: 6][:10]):
+        other = words[(17 * place + 5 + 41 * way) % len(words)].read_text(encoding="utf-8").strip()
         (folder / f"{path.stem}.txt").write_text(f"blobby, {other}\n", encoding="utf-8")
+    print(f"  planted: {', '.join(path.name for path in pictures[(3 + way) % 6 :: 6][:10])}")
 
 
-def copies(pictures: list[Path], folder: Path) -> None:
+def copies(pictures: list[Path], folder: Path, way: int) -> None:
     """Two of forty pictures are there eight times, saved again in another way."""
     _copy(pictures[:40], folder)
-    for path in (pictures[7], pictures[23]):
+    for path in (pictures[(7 + way) % 40], pictures[(23 + 5 * way) % 40]):
         with Image.open(path) as file:
             picture = file.convert("RGBA")
         for number in range(7):
@@ -85,7 +87,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--train-only", action="store_true")
-    parser.add_argument("--seed", type=int, default=0, help="of the runs")
+    parser.add_argument("--seed", type=int, default=0, help="of the runs, and which pictures are chosen")
     parser.add_argument("--pictures", type=int, default=2, help="a prompt")
     arguments = parser.parse_args()
     names = arguments.cases.split(",")
@@ -101,11 +103,11 @@ def main() -> None:
 def trained(name: str, folder: Path, seed: int) -> Path:
     """The finished run of a case."""
     case, title = CASES[name], name if seed == 0 else f"{name}-{seed}"
-    planted, kept = folder / "data" / name, folder / "data" / "kept-back"
+    planted, kept = folder / "data" / title, folder / "data" / "kept-back"
     pictures = sorted(BLOB.glob("*.png"))
     back = pictures[2 :: len(pictures) // KEPT_BACK][:KEPT_BACK]
     if not planted.is_dir():
-        case.plant([path for path in pictures if path not in back], planted)
+        case.plant([path for path in pictures if path not in back], planted, seed)
     if not kept.is_dir():
         _copy(back, kept)
     recipe = folder / f"{title}.yaml"
@@ -124,7 +126,8 @@ def is_found(name: str, run: Path, seeds: int) -> bool:
     evaluation = json.loads((run / "evaluation.json").read_text(encoding="utf-8"))
     findings, expected = evaluation["runs"][0]["findings"], CASES[name].expected
     kinds = {one["kind"] for one in findings if one["level"] == "warning"}
-    right = set(expected) <= kinds
+    said = kinds & {kind for case in CASES.values() for kind in case.expected}
+    right = set(expected) <= said <= {*expected, *CASES[name].allowed}
     print(f"{name}: {'as expected' if right else 'NOT AS EXPECTED'}, evaluated in {seconds:.0f} s")
     for one in findings:
         mark = " " if one["level"] == "note" else "+" if one["kind"] in expected else "!"

@@ -7,6 +7,8 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 import json
 import shutil
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,9 @@ import pytest
 import torch
 import yaml
 from hypothesis import settings
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFilter
+
+from trainer.core.tensors import write_tensors
 
 # Examples take as long as a busy machine makes them.
 settings.register_profile("trainer", deadline=None)
@@ -215,3 +219,78 @@ def recipe_file(small_model: Path, pictures: Path, tmp_path: Path) -> Callable[.
         return path
 
     return make
+
+
+@pytest.fixture(scope="session")
+def spandrel() -> None:
+    """spandrel, on machines without torchvision too: of that, the networks that are used here need one function."""
+    pytest.importorskip("einops")
+    try:
+        import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
+    except (ImportError, RuntimeError):
+        functional = types.ModuleType("torchvision.transforms.functional")
+        functional.__dict__.update(InterpolationMode=None, rotate=None, normalize=_normalised)
+        stand_ins = {name: types.ModuleType(name) for name in ("torchvision", "torchvision.transforms")}
+        sys.modules.update(stand_ins | {functional.__name__: functional})
+        try:
+            pytest.importorskip("spandrel")
+        finally:  # other libraries shall see that it is missing
+            for name in (*stand_ins, functional.__name__):
+                del sys.modules[name]
+    else:
+        pytest.importorskip("spandrel")
+
+
+def _normalised(pixels: torch.Tensor, mean: list[float], deviation: list[float]) -> torch.Tensor:
+    """As torchvision's `normalize`."""
+    return (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(deviation)[:, None, None]
+
+
+def _written(network: torch.nn.Module, path: Path) -> Path:
+    write_tensors(path, {name: tensor.contiguous() for name, tensor in network.state_dict().items()})
+    return path
+
+
+@pytest.fixture
+def esrgan(spandrel: None, tmp_path: Path) -> Path:
+    """A random network that doubles pictures, with one block of 8 channels."""
+    from spandrel.architectures.ESRGAN import ESRGAN  # pyright: ignore[reportMissingImports]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return _written(ESRGAN(num_filters=8, num_blocks=1, scale=2), tmp_path / "x2.safetensors")
+
+
+@pytest.fixture
+def restoreformer(spandrel: None, tmp_path: Path) -> Path:
+    """A random network for faces, of the real kind and with all its levels, but thin."""
+    from spandrel.architectures.RestoreFormer import RestoreFormer  # pyright: ignore[reportMissingImports]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = RestoreFormer(
+            n_embed=8, embed_dim=32, ch=32, ch_mult=(1, 1, 1, 1, 1, 1), num_res_blocks=1, z_channels=32, head_size=8
+        )
+        return _written(network, tmp_path / "faces.safetensors")
+
+
+@pytest.fixture(scope="session")
+def portrait() -> Callable[[int], Image.Image]:
+    """Draws a face in the middle of a square; OpenCV takes it for one. No person looks like this."""
+
+    def draw(side: int) -> Image.Image:
+        picture = Image.new("RGB", (1024, 1024), (120, 130, 140))
+        pen = ImageDraw.Draw(picture)
+        pen.ellipse((224, 96, 800, 800), fill=(60, 40, 30))  # hair
+        pen.ellipse((272, 176, 752, 912), fill=(226, 184, 160))
+        for eye in (408, 616):
+            pen.ellipse((eye - 80, 408, eye + 80, 512), fill=(170, 125, 105))
+            pen.ellipse((eye - 56, 432, eye + 56, 496), fill=(245, 245, 245))
+            pen.ellipse((eye - 32, 428, eye + 32, 500), fill=(40, 30, 25))
+            pen.rounded_rectangle((eye - 80, 368, eye + 80, 396), 16, fill=(60, 40, 30))
+        pen.polygon([(512, 448), (456, 640), (568, 640)], fill=(205, 160, 138))
+        pen.ellipse((464, 616, 560, 664), fill=(170, 120, 100))
+        pen.ellipse((416, 712, 608, 784), fill=(150, 70, 70))
+        return picture.resize((side, side), Image.Resampling.LANCZOS).filter(ImageFilter.GaussianBlur(side / 128))
+
+    return draw

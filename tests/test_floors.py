@@ -10,7 +10,7 @@ FLOORS = (
     {"objective", "optim", "data", "weights", "tracking"},
     {"families"},
     {"adapters", "sampling"},
-    {"evaluation"},
+    {"evaluation", "small_pictures"},
     {"loop"},
     {"recipe"},
     {"beginning", "preparing", "publishing", "spreading"},

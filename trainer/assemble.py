@@ -111,14 +111,12 @@ def _run(
     trainable: Trainable,
 ) -> Run:
     seeds, folder = Seeds(recipe.seed), run_folder_of(recipe)
-    if recipe.gradient_checkpointing:
-        model.use_gradient_checkpointing(2 if recipe.gradient_checkpointing == "half" else 1)
+    if recipe.checkpointed_every is not None:
+        model.use_gradient_checkpointing(recipe.checkpointed_every)
     if is_sharded(accelerator):
         shard(accelerator, model.denoiser)
         trainable.follow()
-    # the optimiser of a whole model sees its tensors as they are, with shards and without, so that checkpoints fit both
-    apart = recipe.adapter.moves_alone or recipe.adapter.makes_model
-    flat = FlatGroups(trainable.groups(), whole=recipe.optimizer.joins and not apart)
+    flat = FlatGroups(trainable.groups(), whole=recipe.joins_tensors)
     optimizer = trainable.driven(recipe.optimizer.build(flat.groups), recipe.clip_norm)
     rates = {str(group["name"]): float(group["lr"]) for group in optimizer.param_groups}
     averaged_here = _prepare(accelerator, model, trainable, one_bucket=not recipe.adapter.makes_model)

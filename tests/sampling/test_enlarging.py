@@ -1,7 +1,6 @@
 """Pictures made larger by a small network of the ESRGAN kind, through spandrel itself."""
 
 import sys
-import types
 from pathlib import Path
 from unittest.mock import patch
 
@@ -15,35 +14,6 @@ from trainer.core.tensors import write_tensors
 from trainer.sampling.enlarging import Enlarger
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def spandrel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """spandrel, on machines without torchvision too: two of its networks, which are not used here, name it."""
-    pytest.importorskip("einops")
-    try:
-        import torchvision  # noqa: F401  # pyright: ignore[reportMissingImports, reportUnusedImport]
-    except (ImportError, RuntimeError):
-        functional = types.ModuleType("torchvision.transforms.functional")
-        for name in ("InterpolationMode", "rotate", "normalize"):
-            setattr(functional, name, None)
-        for name in ("torchvision", "torchvision.transforms"):
-            monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
-        monkeypatch.setitem(sys.modules, functional.__name__, functional)
-    pytest.importorskip("spandrel")
-
-
-@pytest.fixture
-def esrgan(spandrel: None, tmp_path: Path) -> Path:
-    """A random one that doubles pictures, with one block of 8 channels."""
-    from spandrel.architectures.ESRGAN import ESRGAN  # pyright: ignore[reportMissingImports]
-
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        network = ESRGAN(num_filters=8, num_blocks=1, scale=2)
-    path = tmp_path / "x2.safetensors"
-    write_tensors(path, {name: tensor.contiguous() for name, tensor in network.state_dict().items()})
-    return path
 
 
 def noise(width: int, height: int) -> Image.Image:

@@ -24,6 +24,8 @@ def bootstrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.setattr(module, "VENV", tmp_path / ".venv")
     monkeypatch.setattr(module, "STAMP", tmp_path / ".venv" / "set-up")
     monkeypatch.setattr(module, "CONSTRAINTS", tmp_path / "constraints.txt")
+    (tmp_path / "requirements.lock").write_text("numpy==2.0 --hash=sha256:00")
+    monkeypatch.setattr(module, "LOCK", tmp_path / "requirements.lock")
     monkeypatch.setattr(module, "RUN", tmp_path / "runs" / "blob")
     return module
 
@@ -48,22 +50,26 @@ def calls(bootstrap: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[list[s
     return found
 
 
-def test_torch_comes_first_and_only_once(bootstrap: ModuleType, calls: list[list[str]]) -> None:
+def test_what_is_locked_comes_first_by_its_checksums_and_only_once(
+    bootstrap: ModuleType, calls: list[list[str]]
+) -> None:
     assert bootstrap.main(["setup"]) == 0
-    assert [call[-3] for call in calls] == ["torch==2.13.0", f"{bootstrap.ROOT}[dev,tensorboard,wandb]"]
+    assert calls[0][-4:] == ["--require-hashes", "--no-deps", "-r", str(bootstrap.LOCK)]
+    assert [call[-3] for call in calls[1:]] == ["torch==2.13.0", f"{bootstrap.ROOT}[dev,tensorboard,wandb]"]
+    assert "--no-build-isolation" in calls[2]  # else pip fetches a setuptools of its own choice
     calls.clear()
     assert bootstrap.main(["setup"]) == 0
     assert calls == []
 
 
-@pytest.mark.parametrize("file", ["pyproject.toml", "constraints.txt"])
+@pytest.mark.parametrize("file", ["pyproject.toml", "constraints.txt", "requirements.lock"])
 def test_a_changed_list_is_installed(bootstrap: ModuleType, calls: list[list[str]], file: str) -> None:
     bootstrap.main(["setup"])
     calls.clear()
     path = bootstrap.ROOT / file
     path.write_text(path.read_text() + "\n# changed")
     bootstrap.main(["setup"])
-    assert len(calls) == 2
+    assert len(calls) == 3
 
 
 def test_a_set_up_that_failed_is_done_again(
@@ -75,7 +81,7 @@ def test_a_set_up_that_failed_is_done_again(
     assert "mend:" in capsys.readouterr().err
     monkeypatch.setattr(bootstrap, "run", working)
     assert bootstrap.main(["setup"]) == 0
-    assert len(calls) == 2
+    assert len(calls) == 3
 
 
 def test_a_python_that_is_too_old_is_told(

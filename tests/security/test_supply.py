@@ -1,4 +1,4 @@
-"""Every package that is installed for us has one version, and none with a hole that is known."""
+"""Every package that is installed for us has one version and a checksum, and none has a hole that is known."""
 
 import re
 import sys
@@ -87,7 +87,7 @@ def test_everything_that_is_asked_for_is_pinned() -> None:
 def test_everything_that_comes_along_is_pinned() -> None:
     """Beside what torch brings of CUDA, which differs by its build and has the versions that torch names."""
     along = {name for name in everything() if not name.startswith(("nvidia-", "cuda-", "triton"))}
-    assert sorted(along - pins().keys() - {"setuptools", "sd-trainer"}) == []
+    assert sorted(along - pins().keys() - {"sd-trainer"}) == []
 
 
 def test_pins_keep_to_what_the_project_asks_for() -> None:
@@ -95,6 +95,21 @@ def test_pins_keep_to_what_the_project_asks_for() -> None:
         for pin in pins()[canonicalize_name(one.name)]:
             (version,) = (specifier.version for specifier in pin.specifier)
             assert one.specifier.contains(version, prereleases=True), f"{one} against {pin}"
+
+
+def test_the_lock_is_of_these_pins_and_has_checksums_for_each() -> None:
+    locked: dict[str, int] = {}
+    for entry in re.sub(r"^#.*\n", "", (ROOT / "requirements.lock").read_text(encoding="utf-8"), flags=re.M).split(
+        "\n"
+    ):
+        if entry.startswith("    "):
+            assert re.fullmatch(r" {4}--hash=sha256:[0-9a-f]{64}( \\)?", entry), entry
+            locked[next(reversed(locked))] += 1
+        elif entry:
+            locked[str(Requirement(entry.removesuffix("\\")))] = 0
+    wanted = {str(pin) for name, lines in pins().items() if name != "torch" for pin in lines}
+    assert set(locked) == wanted, "run scripts/lock.py"
+    assert all(count > 0 for count in locked.values())
 
 
 def test_no_version_with_a_known_hole() -> None:

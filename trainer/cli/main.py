@@ -17,6 +17,7 @@ VERBS = {
     "init": "Look at your pictures and write a recipe that is ready to run.",
     "doctor": "Examine the pictures and captions of a recipe.",
     "caption": "Write the missing captions next to the pictures of a recipe or a folder.",
+    "enlarge": "Make the small pictures of a folder larger, into another folder, with their captions.",
     "plan": "Show sources, buckets, epochs and cache of a run before it begins, and the memory and time that it needs.",
     "cache": "Encode pictures and words once.",
     "train": "Run a recipe from its start, or from where it stopped.",

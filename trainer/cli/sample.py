@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from trainer.drawing import Drawable
     from trainer.sampling.asked import Asked
     from trainer.sampling.enlarging import Enlarger
     from trainer.sampling.image_to_image import Start
+    from trainer.sampling.restoring import FaceRestorer
 
 _IN_MEMORY = 64  # pictures; the sheet of more is put together row by row
 
@@ -43,6 +46,9 @@ def command(  # noqa: PLR0913 - each is a word of the command line
     upscale: Annotated[
         Path | None, Option(help="A network that enlarges the pictures: a .safetensors file of the ESRGAN kind.")
     ] = None,
+    faces: Annotated[
+        Path | None, Option(help="A network that restores faces: a .safetensors file of GFPGAN or RestoreFormer.")
+    ] = None,
     batch: Annotated[int, Option(min=1, help="Pictures at once; fewer where memory runs out.")] = 8,
     base: Annotated[str, Option(help="The base model, where a LoRA file is drawn.")] = "bundled",
     parameters: Annotated[bool, Option(help="The PNGs say how they were drawn, as web UIs read it.")] = True,
@@ -57,6 +63,7 @@ def command(  # noqa: PLR0913 - each is a word of the command line
     from trainer.drawing import open_drawable
     from trainer.sampling.enlarging import Enlarger
     from trainer.sampling.prompts import DrawSettings
+    from trainer.sampling.restoring import FaceRestorer
     from trainer.sampling.samplers import SAMPLERS, word_of
     from trainer.sampling.wildcards import Wildcards
 
@@ -64,6 +71,7 @@ def command(  # noqa: PLR0913 - each is a word of the command line
     settings = DrawSettings(steps=steps, guidance=guidance, batch=batch)
     start = None if image is None else _start_of(image, denoising)
     enlarger = None if upscale is None else Enlarger(upscale.expanduser(), pick_device())
+    restorer = None if faces is None else FaceRestorer(faces.expanduser(), pick_device())
     drawable = open_drawable(source, base)
     drawable.set_strength(strength)
     side = size or drawable.resolution
@@ -76,9 +84,9 @@ def command(  # noqa: PLR0913 - each is a word of the command line
         sampler=solver,
     )
     asked = [asked_of(wish, usual, number, choices) for number in range(count) for wish in wishes]
-    _draw(drawable, asked, _After(start, enlarger, strength), out, parameters=parameters)
+    _draw(drawable, asked, _After(start, enlarger, restorer, strength), out, parameters=parameters)
     _write_sheet(out, asked, [wish.prompt for wish in wishes])
-    print(f"{len(asked)} pictures and grid.png in {out}")
+    print(f"{len(asked)} pictures and grid.png in {out}" + ("" if restorer is None else f". {restorer.told()}"))
 
 
 def _start_of(image: Path, denoising: float) -> "Start":
@@ -94,7 +102,13 @@ class _After:
 
     start: "Start | None"  # a picture to begin with
     enlarger: "Enlarger | None"
+    restorer: "FaceRestorer | None"
     strength: float  # of the adapter
+
+    def bettered(self, picture: "Image.Image") -> "Image.Image":
+        """The picture enlarged, and then with its faces restored, where that is asked for."""
+        larger = picture if self.enlarger is None else self.enlarger.enlarged(picture)
+        return larger if self.restorer is None else self.restorer.restored(larger)
 
 
 def _draw(drawable: "Drawable", asked: "Sequence[Asked]", after: _After, out: Path, *, parameters: bool) -> None:
@@ -123,8 +137,7 @@ def _draw(drawable: "Drawable", asked: "Sequence[Asked]", after: _After, out: Pa
                 denoising=None if start is None else start.strength,
             )
             told = parameters_of(how, picture.size) if parameters else ""
-            shown = picture if after.enlarger is None else after.enlarger.enlarged(picture)
-            save_png(out / picture_name(place), shown, told)
+            save_png(out / picture_name(place), after.bettered(picture), told)
 
 
 def _write_sheet(out: Path, asked: "Sequence[Asked]", prompts: "Sequence[str]") -> None:
@@ -153,5 +166,5 @@ def _write_sheet(out: Path, asked: "Sequence[Asked]", prompts: "Sequence[str]") 
         Row(label=label, pictures=lambda first=first: row_at(first))
         for label, first in zip(labels, firsts, strict=True)
     ]
-    sizes = [(one.prompt.width or 0, one.prompt.height or 0) for one in asked]
+    sizes = [(one.prompt.width or 0, one.prompt.height or 0) for one in asked]  # enlarged ones are fitted into these
     write_sheet(out / "grid.png", "", prompts, rows, (max(w for w, _ in sizes), max(h for _, h in sizes)))

@@ -28,7 +28,7 @@ LOST: Final = 0.5
 """Of the training pictures' diversity: with less than this left, pictures of one prompt are all alike."""
 DRIFTED: Final = 0.5
 """Of what another prompt does: with more than this, prompts without the trigger show something else."""
-_MANY: Final = 0.1  # the share of pictures with words that seem wrong; in every set some look so
+_MANY: Final = 0.05  # the share of pictures with words that seem wrong; one or two look so in sound sets
 _NAMED: Final = 12  # pictures that a finding names in words
 
 
@@ -152,7 +152,7 @@ def _captions(remarks: Remarks) -> Iterator[Finding]:
             level="warning" if many else "note",
             what=f"The words of {len(places)} of {len(remarks.names)} pictures seem wrong: they fit other pictures "
             "badly and their own no better than others' words do, at equal timesteps and noise, and share no word with "
-            f"most captions or do so far more than is usual: {_listed(lines)}.",
+            f"most captions: {_listed(lines)}.",
             mend="Look at them, correct the captions that are wrong, and train again.",
             keys=[remarks.keys[place] for place in places],
         )

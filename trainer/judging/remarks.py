@@ -33,13 +33,13 @@ class Remarks:
     def bad_captions(self) -> list[int]:
         """Places of pictures whose words seem wrong, the worst first.
 
-        They help their picture less than they hurt others, and either share no word with most captions, or do so far
-        more than is usual in this set.
+        They help their picture less than they hurt others, and share no word with most captions. Neither says enough
+        alone: right words that the model does not know do the first, and often more than wrong ones.
         """
         if self.fit is None or len(self.names) < FEW:
             return []
         misfit = self.fit.misfit
-        wrong = (misfit > 0) & (self.fit.foreign | (deviations(misfit) > FAR))
+        wrong = (misfit > 0) & self.fit.foreign
         return [int(place) for place in np.argsort(-misfit) if wrong[place]]
 
     @property

@@ -108,10 +108,9 @@ class _DryRun:
             _ = model.denoiser
         with live.part("trained"):
             self.trainable = recipe.adapter.attach(model, self.seeds)
-            if recipe.gradient_checkpointing:
-                model.use_gradient_checkpointing(2 if recipe.gradient_checkpointing == "half" else 1)
-            alone = recipe.adapter.moves_alone
-            flat = FlatGroups(self.trainable.groups(), whole=recipe.optimizer.joins and not alone)
+            if recipe.checkpointed_every is not None:
+                model.use_gradient_checkpointing(recipe.checkpointed_every)
+            flat = FlatGroups(self.trainable.groups(), whole=recipe.joins_tensors)
         for parameter in self.trainable.parameters():
             parameter.register_post_accumulate_grad_hook(self._is_gradient)
         with live.part("optimizer"):

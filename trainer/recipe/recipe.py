@@ -121,3 +121,16 @@ class Recipe(Settings):
             return check_name(name)
         except RecipeError as error:
             raise ValueError(f"{error.what} {error.mend}") from error
+
+    @property
+    def checkpointed_every(self) -> int | None:
+        """Of how many blocks one is computed again in the backward pass; None where none is."""
+        return {False: None, "half": 2, True: 1}[self.gradient_checkpointing]
+
+    @property
+    def joins_tensors(self) -> bool:
+        """Whether the optimiser sees trained tensors as few long ones.
+
+        Those of a whole model it sees as they are, with shards and without, so that checkpoints fit both.
+        """
+        return self.optimizer.joins and not (self.adapter.moves_alone or self.adapter.makes_model)

@@ -23,6 +23,7 @@ def test_pictures_that_are_enlarged_or_cut_are_named_the_worst_first(
     assert enlarged is not None
     assert enlarged.where == (f"{folder}/smaller.png", f"{folder}/small.png")
     assert "1 of them to at least twice" in enlarged.what
+    assert "trainer enlarge FOLDER --with WEIGHTS --out FOLDER --least 112." in enlarged.mend  # 64, and 3/4 of 64
     assert cropped is not None
     assert cropped.where == (f"{folder}/long.png",)
     assert "56%" in cropped.what  # 9 : 1 in 4 : 1

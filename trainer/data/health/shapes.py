@@ -17,6 +17,7 @@ from trainer.data.health.findings import Finding, about, counted
 _MUCH_LOST: Final = 0.2  # of a picture's area
 _MUCH_ENLARGED: Final = 2.0  # along each side
 _EXTREME: Final = 3.0  # long side by short side
+_USUAL_STEP: Final = 64  # pixels between the sides of buckets
 _TINY: Final = 0.25  # of the pixels that the resolution asks for
 
 
@@ -96,7 +97,7 @@ def shape_findings(account: Account, settings: DataSettings, fitting: Fitting) -
     """Pictures that are enlarged, lose much to the crop, are extremely long, or have hardly any pixels."""
     sizes = _sizes(account.accepted)
     cropped = fitting.lost > _MUCH_LOST
-    yield from _enlarged(account, fitting.enlarged)
+    yield from _enlarged(account, settings, fitting.enlarged)
     if cropped.any():
         finding = Finding(
             kind="much-cropped",
@@ -145,19 +146,23 @@ def bucket_findings(counts: list[BucketCount], settings: DataSettings, batch: in
         )
 
 
-def _enlarged(account: Account, factor: NDArray[np.float64]) -> Iterator[Finding]:
+def _enlarged(account: Account, settings: DataSettings, factor: NDArray[np.float64]) -> Iterator[Finding]:
     small = factor > 1
     if not small.any():
         return
     much = int((factor >= _MUCH_ENLARGED).sum())
     which = "all" if much == int(small.sum()) else f"{much:,}"
+    resolution = max(settings.resolution_of(source) for source in range(len(account.sources)))
+    # A bucket is up to half a step longer one way than a picture of its area; 3/4 were enough for all that were tried.
+    least = max(64, resolution + (settings.buckets.step or _USUAL_STEP) * 3 // 4)
     more = f", {which} of them to at least twice their size" if much else ""
     finding = Finding(
         kind="enlarged",
         level="warning",
         what=f"{counted(int(small.sum()), 'picture is', 'pictures are')} smaller than the bucket and will be "
         f"enlarged{more}: the model learns the blur.",
-        mend="Use larger originals, a smaller data.resolution, or data.buckets.upscale=false.",
+        mend="Use larger originals, a smaller data.resolution, or data.buckets.upscale=false; or let a network enlarge "
+        f"them into another folder: trainer enlarge FOLDER --with WEIGHTS --out FOLDER --least {least}.",
     )
     yield about(account, _most(factor, small), finding)
 
