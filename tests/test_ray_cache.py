@@ -149,6 +149,34 @@ def test_an_error_of_a_worker_reaches_the_person_as_it_is(recipe_of: RecipeOf, p
     assert error.mend
 
 
+def test_a_worker_that_is_given_a_task_again_makes_only_what_is_missing(recipe_of: RecipeOf) -> None:
+    recipe = recipe_of("cache")
+    needs = needs_of(recipe)
+    works = list(needs.plan(ray_cache.Share()).works(torch.arange(3).numpy(), lambda keys: [False] * len(keys)))
+    task = {
+        "pictures": [ray_cache._as_json(work) for work in works],  # pyright: ignore[reportPrivateUsage]
+        "words": [list(work) for work in needs.texts()[:3]],
+    }
+    count = sum(len(work.keys) for work in works)
+
+    def answer() -> tuple[int, int]:
+        worker = Worker(recipe.model_dump_json(), str(Path.cwd()), __version__)
+        found = answer_of(worker, task)
+        return found["pictures"], found["words"]
+
+    assert answer() == (count, 3)
+    before = contents(recipe)
+    assert answer() == (0, 0)
+    folder = needs.caches()[0].folder
+    (shard,) = folder.glob("shard-*.arrow")
+    journal = needs.caches()[0].journal()
+    journal.append({key: before[key] for key in works[0].keys})
+    journal.leave()  # by a worker that was killed
+    shard.unlink()
+    assert answer() == (count - len(works[0].keys), 0)
+    assert contents(recipe) == before
+
+
 def test_a_worker_of_another_version_is_refused(recipe_of: RecipeOf) -> None:
     worker = Worker(recipe_of("cache").model_dump_json(), str(Path.cwd()), "0.0.0")
     assert "0.0.0" in raised(answer_of(worker, {})).what

@@ -60,6 +60,8 @@ def fill_cache_with_ray(
         TrainerError: Ray is not installed, or the cluster fails; or what `fill_cache` raises, from any worker.
     """
     pictures, words = needs.caches()
+    for cache in (pictures, words):
+        cache.take_up_journals()
     plan = needs.plan(Share())
 
     def checking(done: int, total: int) -> None:
@@ -161,8 +163,11 @@ class Worker:
 
     def _do(self, task: Task) -> Answer:
         encoding, caches = self._open()
-        works = map(_picture_work, task["pictures"])
-        pictures, words = encode_all(encoding, caches, works, starmap(WordsWork, task["words"]))
+        for cache in caches:
+            cache.take_up_journals()  # of a worker that was killed at this very task
+        works = (_without_known(_picture_work(content), caches[0]) for content in task["pictures"])
+        texts = (text for text in starmap(WordsWork, task["words"]) if not caches[1].holds(text.key))
+        pictures, words = encode_all(encoding, caches, (work for work in works if work.keys), texts)
         return {"worker": f"{platform.node()} {os.getpid()}", "pictures": pictures, "words": words}
 
     def _open(self) -> tuple[Encoding, tuple[TensorCache, TensorCache]]:
@@ -240,6 +245,12 @@ def _picture_work(content: dict[str, Any]) -> PictureWork:
         cuts=tuple(Cut(*cut) for cut in content["cuts"]),
         keys=tuple(content["keys"]),
     )
+
+
+def _without_known(work: PictureWork, cache: TensorCache) -> PictureWork:
+    """The same without what is there and sound; to know of it is not enough, for it may be what shall be mended."""
+    absent = [(cut, key) for cut, key in zip(work.cuts, work.keys, strict=True) if not cache.holds(key)]
+    return replace(work, cuts=tuple(cut for cut, _ in absent), keys=tuple(key for _, key in absent))
 
 
 @contextmanager

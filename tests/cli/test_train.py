@@ -39,6 +39,13 @@ def test_the_whole_way(recipe_file: Callable[..., Path], tmp_path: Path, capsys:
     assert "finished; nothing was changed" in capsys.readouterr().out
     assert (folder / "tried.safetensors").read_bytes() == result
 
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    (folder / "report.html").rename(folder / ".report.html.0123456789ab.tmp")  # as if it was killed while it wrote this
+    assert run(["train", recipe]) == 0
+    assert "nothing was changed" not in capsys.readouterr().out
+    assert len((folder / "report.html").read_text(encoding="utf-8")) == len(page)
+    assert not list(folder.glob(".*.tmp"))
+
     base = _weights(folder)
     for source in (recipe, str(folder), str(folder / "tried.safetensors")):
         out = tmp_path / "drawn"

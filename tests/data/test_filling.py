@@ -295,7 +295,7 @@ def test_a_full_disk_ends_the_work_with_its_own_message(
     def full(*_: object) -> None:
         raise TrainerError("The cache cannot be written: No space left on device.")
 
-    monkeypatch.setattr(TensorCache, "write", full)
+    monkeypatch.setattr(TensorCache, "write_contents", full)
     with pytest.raises(TrainerError, match="No space left"):
         fill(settings(), encoders.both)
     assert len(encoders.pictures) <= 8  # of about 20 batches

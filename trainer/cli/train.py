@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from trainer.recipe.recipe import Recipe
 
 _AUTO: Final = "auto"
+_PAGE: Final = "report.html"
 _PATIENCE: Final = 10.0  # seconds until what comes before the training is ended where it is, if it tells nothing
 
 
@@ -62,7 +63,7 @@ def _train(path: Path, overrides: list[str], stopper: "Stopper", *, resume: bool
     wanted = read_recipe(path, overrides)
     folder = run_folder_of(wanted)
     if is_finished(wanted):
-        print(f"This run is finished; nothing was changed. The result: {folder.result}")
+        _finished(folder, stopper)
         return
     # of several processes that share a run, one holds its lock and tells
     with folder.owned() if is_first_process() else nullcontext(), told_of_refusals(folder.root):
@@ -103,6 +104,17 @@ def _go(recipe: "Recipe", stopper: "Stopper", *, again: str, resume: bool) -> No
     tell(f"Done. The result: {result}  {_report(folder, stopper) if first else ''}")
 
 
+def _finished(folder: "RunFolder", stopper: "Stopper") -> None:
+    """Say so; what the end of the run should have left and did not, since it was killed there, is made."""
+    from trainer.core.device import is_first_process
+
+    if is_first_process() and not (folder.root / _PAGE).exists():
+        with folder.owned():
+            print(f"This run is finished. The result: {folder.result}  {_report(folder, stopper)}")
+    else:
+        print(f"This run is finished; nothing was changed. The result: {folder.result}")
+
+
 def _report(folder: "RunFolder", stopper: "Stopper") -> str:
     """Write the page of the finished run, and say where; where that does not come off, the run is done all the same."""
     from trainer.core.errors import TrainerError
@@ -112,7 +124,7 @@ def _report(folder: "RunFolder", stopper: "Stopper") -> str:
     from trainer.reporting.page import write_report
     from trainer.reporting.record import RunRecord
 
-    page = folder.root / "report.html"
+    page = folder.root / _PAGE
     try:
         with stopper.interruptible(0), phases(quiet=True) as progress:
             write_report(RunRecord.read(folder.root), page, progress, examined=False)

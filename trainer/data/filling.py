@@ -143,7 +143,8 @@ def fill_cache(  # noqa: PLR0913 - each is needed, and a run has all of them at 
     """Every picture and every text that a run on `examples` can ask for is in the cache, and finite.
 
     Pictures are decoded ahead, in threads or, where they are many, in processes; encoded on the device; and written
-    behind. What was encoded before an error, or before an interruption, is in the cache.
+    behind. What was encoded before an error, or before an interruption, is in the cache; after a kill, the next filling
+    takes it up (`journal.py`).
 
     Args:
         examples: all that are trained on.
@@ -164,6 +165,8 @@ def fill_cache(  # noqa: PLR0913 - each is needed, and a run has all of them at 
     tell = progress or _tell_nobody
     share = share or Share()
     picture_cache, word_cache = needs.caches()
+    for cache in (picture_cache, word_cache):
+        cache.take_up_journals()
     pictures = _fill_pictures(needs, picture_cache, share, tell)
     captions = _fill_words(needs, word_cache, share, tell)
     return CacheReport(

@@ -14,6 +14,7 @@ import numpy as np
 
 from trainer.core.files import replacing
 from trainer.core.log import logger
+from trainer.data.journal import remove_lonely_lock
 from trainer.data.shard_rows import KEY_BYTES, NO_ROWS, Numbers, Rows, ShardFacts, Truths, checksum_of
 
 _LAYOUT: Final = b"trainer-shard-1"
@@ -188,11 +189,16 @@ def list_shards(folder: Path) -> dict[str, ShardFacts]:
 def remove_leftovers(folder: Path) -> None:
     """Take away what killed processes had begun to write."""
     yesterday = time.time() - _A_DAY
-    for pattern in (".shard-*.tmp", ".index.*.tmp", ".tmp*"):  # the last is how safetensors begins a file
+    patterns = (".shard-*.tmp", ".index.*.tmp", ".identity.*.tmp", ".tmp*")  # the last is how safetensors begins a file
+    for pattern in patterns:
         for leftover in folder.glob(pattern):
             with suppress(OSError):  # another process was quicker
                 if leftover.stat().st_mtime < yesterday:
                     leftover.unlink()
+    for lock in folder.glob(".journal*.lock"):
+        with suppress(OSError):
+            if lock.stat().st_mtime < yesterday:
+                remove_lonely_lock(lock)
 
 
 def _write(sink: Any, entries: Mapping[bytes, "bytes | memoryview"]) -> None:  # Any: a path, or a stream of pyarrow

@@ -11,6 +11,7 @@ from typing_extensions import override
 from trainer.core.errors import TrainerError
 from trainer.core.files import write_atomically
 from trainer.core.log import logger
+from trainer.data.journal import discard_abandoned
 from trainer.data.shard_files import (
     ShardError,
     compare_shard,
@@ -227,6 +228,7 @@ class LocalFolder(ShardFolder):
     def discard(self) -> None:
         remove(self.path / INDEX_NAME)
         remove(self.path / IDENTITY_NAME)
+        discard_abandoned(self.path)
         try:
             self.path.rmdir()
         except OSError as error:
