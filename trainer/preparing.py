@@ -111,7 +111,7 @@ def needs_of(recipe: Recipe, account: Account, model: DiffusionModel) -> Needs:
 
 def open_accelerator(recipe: Recipe) -> "Accelerator":
     """What spreads the run over devices and processes."""
-    import_libraries()
+    import_libraries(networks=False)
     accelerator = meet(recipe.precision.mixed, recipe.accumulate)
     if accelerator.device.type == "cuda" and recipe.precision is not Precision.float32:
         torch.set_float32_matmul_precision("high")  # TF32 for adapters: more digits than what comes into them has

@@ -27,6 +27,19 @@ def test_libraries_come_without_torchs_compiler() -> None:
     assert done.stdout.split() == ["True"] * 3 + ["False"] * 2 + ["True"]
 
 
+def test_what_may_end_with_a_mistake_imports_no_networks() -> None:
+    code = (
+        "import sys\n"
+        "from trainer.core.importing import import_libraries\n"
+        "import_libraries(networks=False)\n"
+        "print(*(name in sys.modules for name in ('bitsandbytes', 'diffusers', 'peft', 'torch._dynamo')))\n"
+        "import_libraries()\n"
+        "print(*(name in sys.modules for name in ('bitsandbytes', 'diffusers', 'peft', 'torch._dynamo')))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", *["False"] * 3, *["True"] * 3, "False"]
+
+
 def test_eight_bit_steps_and_blocks_computed_again_do_without_the_compiler() -> None:
     code = (
         "from bitsandbytes.optim import AdamW8bit\n"

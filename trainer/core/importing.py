@@ -5,7 +5,7 @@ import importlib.util
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
-from functools import partial, wraps
+from functools import cache, partial, wraps
 from types import FunctionType, ModuleType
 from typing import Any, Final
 
@@ -23,25 +23,37 @@ _waiting: list[tuple[str, Any]] = []  # what was marked so while there was no co
 _MARKS: Final = ("allow_in_graph", "assume_constant_result")  # how libraries say what it shall not look into
 
 
-def import_libraries() -> None:
+def import_libraries(*, networks: bool = True) -> None:
     """Bitsandbytes, diffusers and peft are imported, and torch's compiler will be when something is compiled.
 
     They tell the compiler what to leave alone, which imports it with all that it needs: a quarter of the time until a
     run's first step, for a compiler that most runs never call. To be called before the first import of diffusers, peft
     or bitsandbytes.
-    """
-    if "diffusers" in sys.modules or _COMPILER in sys.modules:
-        return
-    stand_in = _StandIn()
-    with without_collecting(), stand_in.in_place(), _compiling_later():
-        import bitsandbytes  # noqa: F401  # pyright: ignore[reportUnusedImport]
-        import diffusers
 
-        _ = diffusers.UNet2DConditionModel  # comes with peft, and that with transformers
+    Args:
+        networks: diffusers and peft too; False where a mistake may still be found before they are needed.
+    """
+    last = "diffusers" if networks else "bitsandbytes"
+    if last in sys.modules or (_COMPILER in sys.modules and "bitsandbytes" not in sys.modules):
+        return
+    with without_collecting(), _stand_in().in_place(), _compiling_later():
+        import bitsandbytes  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
+        if networks:
+            import diffusers
+
+            _ = diffusers.UNet2DConditionModel  # comes with peft, and that with transformers
+
+
+@cache
+def _stand_in() -> "_StandIn":
+    """The one of this process."""
+    stand_in = _StandIn()
     for function in (*vars(Optimizer).values(), *vars(checkpoint).values()):  # marked when torch itself was imported
         within = getattr(function, "__wrapped__", None)
         if isinstance(within, FunctionType):
             vars(within).setdefault("__dynamo_disable", stand_in.disable(within))  # where torch looks first
+    return stand_in
 
 
 def import_compiler() -> Any:
@@ -70,7 +82,13 @@ class _StandIn(ModuleType):
 
     @contextmanager
     def in_place(self) -> Generator[None, None, None]:
-        """Inside, libraries that import the compiler get this; outside, it is an attribute of torch and no more."""
+        """Inside, libraries that import the compiler get this; outside, it is an attribute of torch and no more.
+
+        Where the compiler has come, it stays.
+        """
+        if self._has_come():
+            yield
+            return
         mark_at_once = torch._disable_dynamo  # pyright: ignore[reportPrivateUsage]
         sys.modules[_COMPILER] = self
         torch.__dict__.update(_dynamo=self, _disable_dynamo=self.disable)
@@ -82,7 +100,7 @@ class _StandIn(ModuleType):
         finally:
             torch.__dict__.update(_disable_dynamo=mark_at_once)
             if not self._has_come():
-                del sys.modules[_COMPILER]
+                sys.modules.pop(_COMPILER, None)
 
     def disable(self, function: Any = None, recursive: bool = True, **words: Any) -> Any:
         """What is made of a function that is never to be compiled: while there is no compiler, the function itself."""
