@@ -54,6 +54,7 @@ def test_a_stop_resumes_to_the_same_bytes(small_model: Path, pictures: Path, tmp
 def finish(recipe: Recipe, *, resume: bool = False) -> Path:
     from accelerate.state import AcceleratorState
 
+    AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage] - of others
     try:
         run = assemble(recipe, resume=resume, progress=Silence())
         with run.trackers:
