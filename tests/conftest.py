@@ -9,7 +9,7 @@ import json
 import shutil
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -294,3 +294,13 @@ def portrait() -> Callable[[int], Image.Image]:
         return picture.resize((side, side), Image.Resampling.LANCZOS).filter(ImageFilter.GaussianBlur(side / 128))
 
     return draw
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """accelerate keeps one state a process; who uses this neither meets that of the test before nor leaves one."""
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage] - as its own tests do
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage]

@@ -22,6 +22,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize("form", FORMS)
 def test_a_stop_resumes_to_the_same_bytes(small_model: Path, pictures: Path, tmp_path: Path, form: str) -> None:
     content = {
@@ -54,7 +55,6 @@ def test_a_stop_resumes_to_the_same_bytes(small_model: Path, pictures: Path, tmp
 def finish(recipe: Recipe, *, resume: bool = False) -> Path:
     from accelerate.state import AcceleratorState
 
-    AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage] - of others
     try:
         run = assemble(recipe, resume=resume, progress=Silence())
         with run.trackers:

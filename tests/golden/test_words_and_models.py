@@ -1,6 +1,5 @@
 """Eight steps of new words, of pivotal tuning and of whole models, loss by loss; see `test_losses`."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +34,8 @@ LOSSES: dict[str, list[float]] = {
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """accelerate keeps one state a process, and here the precisions differ."""
-    from accelerate.state import AcceleratorState
-
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage] - as its own tests do
+def each_is_fresh(fresh_accelerate: None) -> None:
+    """Precisions differ between tests."""
 
 
 @pytest.mark.parametrize("form", FORMS)

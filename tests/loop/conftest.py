@@ -1,6 +1,6 @@
 """A short run on the small model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,5 @@ def recipe_of(small_model: Path, pictures: Path, tmp_path: Path) -> Callable[...
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """accelerate keeps one state a process; a test begins without that of the one before."""
-    from accelerate.state import AcceleratorState
-
-    yield
-    AcceleratorState._reset_state(reset_partial_state=True)  # pyright: ignore[reportPrivateUsage] - as its own tests do
+def each_is_fresh(fresh_accelerate: None) -> None:
+    """Precisions differ between tests."""
