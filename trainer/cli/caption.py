@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from trainer.cli.messages import SHOWN, check_no_files
+
 if TYPE_CHECKING:
     from trainer.core.errors import RecipeError
     from trainer.data.captioners.base import Captioner
@@ -15,8 +17,6 @@ if TYPE_CHECKING:
     from trainer.data.decoding import ImageLimits
     from trainer.data.sources.base import Source
     from trainer.data.sources.folder import ImageFolder
-
-_SHOWN = 10  # files named in a message
 
 
 def command(  # noqa: PLR0913 - each is a word of the command line
@@ -149,18 +149,18 @@ def _caption(order: _Order, mode: "Mode", suffix: str | None) -> None:
         _tell(found, work.outcome, mode)
         if record.path is not None:
             print(f"To take it back: trainer caption {order.target} --undo {record.path}")
-    _check([*found.refused, *work.outcome.failed], "could not be captioned", "Mend or remove them.")
+    check_no_files([*found.refused, *work.outcome.failed], "could not be captioned", "Mend or remove them.")
 
 
 def _tell(found: "Search", outcome: "Outcome", mode: "Mode") -> None:
     from trainer.core.log import logger
 
-    for name, other in found.shared[:_SHOWN]:
+    for name, other in found.shared[:SHOWN]:
         logger.warning("%s has the same caption file as %s; its words are those.", name, other)
-    for name in outcome.silent[:_SHOWN]:
+    for name in outcome.silent[:SHOWN]:
         logger.warning("%s: the captioner has no words for it.", name)
-    if len(outcome.silent) > _SHOWN:
-        logger.warning("And %d more without words.", len(outcome.silent) - _SHOWN)
+    if len(outcome.silent) > SHOWN:
+        logger.warning("And %d more without words.", len(outcome.silent) - SHOWN)
     parts = [f"Wrote {outcome.written} captions."]
     if found.there:
         parts.append(f"{found.there} pictures had one and keep it.")
@@ -185,18 +185,7 @@ def _take_back(target: Path, overrides: Sequence[str], record: Path) -> None:
         done = undo(record, roots, progress)
     already = f" {done.already} held that already." if done.already else ""
     print(f"{done.restored} files hold again what they held before.{already}")
-    _check(done.left, "were left alone", "Look at them yourself.")
-
-
-def _check(named: Sequence[tuple[str, str]], what: str, mend: str) -> None:
-    from trainer.core.errors import DataError
-
-    if not named:
-        return
-    lines = [f"    {name}: {reason}" for name, reason in named[:_SHOWN]]
-    if len(named) > _SHOWN:
-        lines.append(f"    and {len(named) - _SHOWN} more")
-    raise DataError(f"{len(named)} files {what}:\n" + "\n".join(lines), mend=mend)
+    check_no_files(done.left, "were left alone", "Look at them yourself.")
 
 
 def _checked(suffix: str | None) -> str | None:

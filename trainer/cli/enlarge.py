@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from trainer.cli.messages import SHOWN, check_no_files
+
 if TYPE_CHECKING:
     from trainer.small_pictures.making import Outcome
     from trainer.small_pictures.searching import Search
-
-_SHOWN = 10  # files named in a message
 
 
 def command(
@@ -64,7 +64,9 @@ def command(
             _tell(found, work.outcome, out, everything=everything)
             if restorer is not None and found.small:
                 print(restorer.told())
-    _check([*found.refused, *work.outcome.failed])
+    check_no_files(
+        [*found.refused, *work.outcome.failed], "could not be used", "Mend or remove them; the others are done."
+    )
 
 
 def _check_apart(folder: Path, out: Path) -> None:
@@ -113,18 +115,5 @@ def _tell(found: "Search", outcome: "Outcome", out: Path, *, everything: bool) -
 
 def _named(names: Sequence[str]) -> str:
     """The first of many names, and how many there are."""
-    shown = ", ".join(names[:_SHOWN])
-    return f"{shown} and {len(names) - _SHOWN} more" if len(names) > _SHOWN else shown
-
-
-def _check(named: Sequence[tuple[str, str]]) -> None:
-    from trainer.core.errors import DataError
-
-    if not named:
-        return
-    lines = [f"    {name}: {reason}" for name, reason in named[:_SHOWN]]
-    if len(named) > _SHOWN:
-        lines.append(f"    and {len(named) - _SHOWN} more")
-    raise DataError(
-        f"{len(named)} files could not be used:\n" + "\n".join(lines), mend="Mend or remove them; the others are done."
-    )
+    shown = ", ".join(names[:SHOWN])
+    return f"{shown} and {len(names) - SHOWN} more" if len(names) > SHOWN else shown

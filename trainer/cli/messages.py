@@ -3,10 +3,16 @@
 import logging
 import os
 import sys
+from collections.abc import Sequence
+from typing import Final
 
+from trainer.core.errors import DataError
 from trainer.core.files import printable
 from trainer.core.log import logger
 from trainer.core.redacting import redacted_text
+
+SHOWN: Final = 10
+"""Files that a message names."""
 
 _QUIET_LIBRARIES = {
     "DIFFUSERS_VERBOSITY": "error",
@@ -61,3 +67,22 @@ class _Plain(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
         return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
+
+
+def check_no_files(named: Sequence[tuple[str, str]], what: str, mend: str) -> None:
+    """Make sure that there are no such files.
+
+    Args:
+        named: each file with what is the matter with it.
+        what: what that means for all of them, behind "3 files".
+        mend: what to do.
+
+    Raises:
+        DataError: there are; the first are named.
+    """
+    if not named:
+        return
+    lines = [f"    {name}: {reason}" for name, reason in named[:SHOWN]]
+    if len(named) > SHOWN:
+        lines.append(f"    and {len(named) - SHOWN} more")
+    raise DataError(f"{len(named)} files {what}:\n" + "\n".join(lines), mend=mend)
