@@ -15,8 +15,7 @@ from trainer.cli.main import run
 def on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
-    for module in ("trainer.drawing.opening", "trainer.drawing.checkpoints"):
-        monkeypatch.setattr(f"{module}.pick_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr("trainer.drawing.opening.pick_device", lambda: torch.device("cpu"))
 
 
 @pytest.fixture
@@ -62,10 +61,35 @@ def test_the_last_checkpoint_is_drawn_as_the_result(trained: Path, capsys: pytes
     assert max(abs(a - b) for a, b in zip(*pictures, strict=True)) <= 1
 
 
+def test_a_step_whose_checkpoint_is_gone_is_drawn_with_its_adapter(
+    trained: Path, recipe_file: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of many steps only the small files are kept; they show what the checkpoints would, but for their rounding."""
+    said = {"every": 1, "keep": 1}
+    assert run(["train", str(recipe_file(name="few", checkpoints=said, ema={"decay": 0.5}))]) == 0
+    few = tmp_path / "runs" / "few"
+    assert [path.name for path in (few / "checkpoints").iterdir()] == ["step-000002"]
+    cells: dict[Path, dict[str, bytes]] = {}
+    for folder in (trained, few):
+        capsys.readouterr()
+        assert run(["grid", str(folder), "-a", "step", "-a", "prompt", "--steps", "2", "--no-references"]) == 0
+        assert "3 pictures drawn" in capsys.readouterr().out  # two steps, and the base once
+        cells[folder] = {}
+        for path in (folder / "grids" / "cells").iterdir():
+            with Image.open(path) as file:
+                said_of = str(file.info["parameters"])
+                step = next((step for step in ("000001", "000002") if f"-{step}" in said_of), "base")
+                cells[folder][step] = file.convert("RGB").tobytes()
+    assert {*cells[few]} == {"000001", "000002", "base"}
+    for step, picture in cells[few].items():
+        assert max(abs(a - b) for a, b in zip(picture, cells[trained][step], strict=True)) <= 2
+    assert cells[few]["000001"] != cells[few]["000002"] != cells[few]["base"]
+
+
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        (["-a", "step=7", "-a", "prompt"], "no checkpoint of step 7"),
+        (["-a", "step=7", "-a", "prompt"], "Nothing was kept of step 7"),
         (["-a", "prompt"], "two or three different axes"),
         (["-a", "colour", "-a", "prompt"], "no axis"),
     ],

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from trainer.core.errors import RecipeError
 from trainer.gridding.axes import BASE_LABEL, Cell, Known, axis_of, sheets_of, with_base
@@ -42,7 +44,7 @@ def test_axes_are_written_in_one_word(word: str, means: list[str]) -> None:
         ("seed=x", "no whole number"),
         ("seed=0..5000", "5,001 values"),
         ("seed=1,1", "twice"),
-        ("step=11", "no checkpoint of step 11"),
+        ("step=11", "Nothing was kept of step 11"),
         ("guidance=-1", "not between"),
         ("strength=nan", "no strength"),
         ("strength=much", "no strength"),
@@ -57,7 +59,7 @@ def test_mistakes_are_named(word: str, what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "what"), [("step=last", "no checkpoint"), ("step", "nothing to put"), ("prompt", "nothing")]
+    ("word", "what"), [("step=last", "Nothing was kept"), ("step", "nothing to put"), ("prompt", "nothing")]
 )
 def test_there_must_be_something_to_put_there(word: str, what: str) -> None:
     with pytest.raises(RecipeError, match=what):
@@ -96,3 +98,11 @@ def test_the_base_has_a_sheet_of_its_own_where_no_axis_is_about_the_adapter() ->
 def test_a_grid_has_two_or_three_axes(words: list[str]) -> None:
     with pytest.raises(RecipeError, match="two or three different axes"):
         sheets_of([axis_of(word, KNOWN) for word in words], USUAL)
+
+
+def test_steps_of_the_run_and_other_files_are_no_grid(tmp_path: Path) -> None:
+    """Each picture of the file would stand there once for every step, and say that steps change nothing."""
+    file = tmp_path / "other.safetensors"
+    save_file({"lora_unet_x.lora_down.weight": torch.zeros(1, 1)}, file)
+    with pytest.raises(RecipeError, match="an adapter file has its own"):
+        sheets_of([axis_of(word, KNOWN) for word in ("step", f"adapter={file}")], USUAL)

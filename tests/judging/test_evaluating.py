@@ -12,10 +12,10 @@ from trainer.core.errors import TrainerError
 from trainer.core.events import read_events
 from trainer.core.files import digest_of
 from trainer.core.progress import Silence
+from trainer.drawing.models import RunModels, step_of
 from trainer.evaluation.features import BuiltIn
 from trainer.judging.best import put_best
 from trainer.judging.comparing import differences, evaluate_all
-from trainer.judging.models import RunModels, step_of
 from trainer.judging.writing import Verdict, write_verdicts
 
 

@@ -4,10 +4,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from trainer.adapters.trainable import Trainable
-from trainer.core.device import pick_device
 from trainer.core.run_folder import RunFolder
 from trainer.core.seeds import Seeds
-from trainer.drawing.opening import Drawable, title_of_weights
+from trainer.drawing.opening import Drawable, base_of, title_of_weights
 from trainer.loop.checkpoints import Checkpoints
 from trainer.optim.drawn import drawn_weights
 from trainer.optim.flat import FlatGroups
@@ -44,8 +43,7 @@ class RunCheckpoints:
 
     def open(self) -> Drawable:
         """The run's model with its adapter, as new: `show` puts a checkpoint into it."""
-        model = self.recipe.model.load(self.recipe.precision, pick_device())
-        model.prediction = self.recipe.objective.prediction or model.prediction
+        model = base_of(self.recipe)
         trainable = self._trainable = self.recipe.adapter.attach(model, Seeds(self.recipe.seed))
         return Drawable(
             model=model,
@@ -56,6 +54,11 @@ class RunCheckpoints:
             acting=trainable,
             words_change=self.recipe.adapter.trains_words,
         )
+
+    def release(self) -> None:
+        """Hold nothing of what `open` gave."""
+        self._showing.close()
+        self._trainable = None
 
     def show(self, drawable: Drawable, step: int) -> None:
         """Put a checkpoint into what `open` gave, as previews and the result show it: averaged, where the run averages.

@@ -106,9 +106,21 @@ def open_drawable(source: Path, base: str) -> Drawable:
             base=recipe.model,
             precision=recipe.precision,
         )
-    model = _base_of(recipe)
-    words = {word: read_embedding(path).embedding for word, path in recipe.adapter.word_files(result).items()}
-    return _with_file(model, recipe.data.resolution, result, words, recipe.model.weights)
+    return open_result(recipe, result)
+
+
+def open_result(recipe: Recipe, path: Path) -> Drawable:
+    """What a run has written of itself for other programs, at its end or on its way, on the run's own base.
+
+    Args:
+        recipe: of the run; it makes no whole model.
+        path: a file, or a folder where the layout is one.
+
+    Raises:
+        TrainerError: it cannot be read, or does not fit the base.
+    """
+    words = {word: read_embedding(file).embedding for word, file in recipe.adapter.word_files(path).items()}
+    return _with_file(base_of(recipe), recipe.data.resolution, path, words, recipe.model.weights)
 
 
 def _of_file(path: Path, base: str) -> Drawable:
@@ -150,7 +162,7 @@ def _with_file(
 
 def _unfinished(recipe: Recipe, folder: RunFolder) -> Drawable:
     """What there is of a run without a result: its newest checkpoint, or its base."""
-    model = _base_of(recipe)
+    model = base_of(recipe)
     base_name = title_of_weights(recipe.model.weights)
     drawable = Drawable(model=model, resolution=recipe.data.resolution, name="", identity="", base_name=base_name)
     state = Checkpoints(folder, recipe.checkpoints).newest()
@@ -165,7 +177,8 @@ def _unfinished(recipe: Recipe, folder: RunFolder) -> Drawable:
     return drawable
 
 
-def _base_of(recipe: Recipe) -> DiffusionModel:
+def base_of(recipe: Recipe) -> DiffusionModel:
+    """What a run trains on, predicting what the recipe says; no network is loaded before it is asked for."""
     model = recipe.model.load(recipe.precision, pick_device())
     model.prediction = recipe.objective.prediction or model.prediction
     return model

@@ -76,7 +76,7 @@ class Known:
     """What an axis may be filled with where it names no values."""
 
     prompts: Sequence[str]
-    steps: Sequence[int]  # of which there is a checkpoint
+    steps: Sequence[int]  # of which a checkpoint or an adapter is there
 
 
 def axis_of(word: str, known: Known) -> Axis:
@@ -84,7 +84,7 @@ def axis_of(word: str, known: Known) -> Axis:
 
     Args:
         word: as on the command line.
-        known: the prompts, which are given by themselves, and the checkpoints.
+        known: the prompts, which are given by themselves, and the steps.
 
     Raises:
         RecipeError: the axis or one of its values does not exist.
@@ -117,7 +117,7 @@ def sheets_of(axes: Sequence[Axis], usual: Cell) -> list[Sheet]:
         usual: what is said by no axis.
 
     Raises:
-        RecipeError: there are not two or three, or two of one kind.
+        RecipeError: there are not two or three, two of one kind, or two that do not go together.
     """
     kinds = [axis.kind for axis in axes]
     if len(axes) not in (2, 3) or len(set(kinds)) != len(kinds):
@@ -126,6 +126,8 @@ def sheets_of(axes: Sequence[Axis], usual: Cell) -> list[Sheet]:
             where="--axis",
             mend="Give --axis two or three times: the columns, the rows, and what differs from sheet to sheet.",
         )
+    if {"step", "adapter"} <= set(kinds):
+        raise RecipeError("A step is one of this run, and an adapter file has its own.", where="--axis")
     columns, rows, *others = axes
     sheets = others[0].values if others else (Value("", lambda cell: cell),)
     return [
@@ -200,9 +202,9 @@ def _steps(given: Sequence[str], known: Known) -> tuple[Value, ...]:
     if missing:
         there = ", ".join(map(str, known.steps)) or "none"
         raise RecipeError(
-            "There is no checkpoint." if missing[0] < 0 else f"There is no checkpoint of step {missing[0]}.",
+            "Nothing was kept of this run." if missing[0] < 0 else f"Nothing was kept of step {missing[0]}.",
             where="--axis step",
-            mend=f"There are: {there}. How many are kept says checkpoints.keep in the recipe.",
+            mend=f"There are: {there}. Of how many steps the adapter is kept says checkpoints.adapters in the recipe.",
         )
     return tuple(Value(f"step {step}", _at_step(step)) for step in dict.fromkeys(asked))
 
@@ -293,6 +295,6 @@ _VALUES: Final[Mapping[str, Callable[[Sequence[str], Known], tuple[Value, ...]]]
 }
 _MENDS: Final[Mapping[str, str]] = {
     "prompt": 'Give prompts as --prompt "...", or in a file with --prompts FILE.',
-    "step": "This run has no checkpoints any more; draw its result along other axes.",
+    "step": "Of this run no step was kept; draw its result along other axes.",
     "adapter": "Write adapter=FIRST.safetensors,SECOND.safetensors.",
 }

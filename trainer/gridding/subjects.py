@@ -15,7 +15,7 @@ from trainer.core.errors import RecipeError
 from trainer.core.progress import Phases
 from trainer.core.run_folder import RunFolder
 from trainer.core.tensors import read_header
-from trainer.drawing import Drawable, RunCheckpoints, open_drawable
+from trainer.drawing import Drawable, RunModels, open_drawable
 from trainer.drawing.opening import digest_of_model
 from trainer.families.auto import Auto
 from trainer.families.model import DiffusionModel
@@ -45,15 +45,14 @@ class Subjects:
         """
         self._source, self._base = source, base
         self.recipe: Recipe | None = read_recipe(source / "recipe.yaml") if source.is_dir() else None
-        self._checkpoints = RunCheckpoints(source) if source.is_dir() else None
+        self._models = RunModels(source) if source.is_dir() else None
         self._open: Drawable | None = None
-        self._opened: tuple[Path | None, bool] | None = None  # which adapter file, and whether of checkpoints
-        self._step: int | None = None
+        self._opened: tuple[Path | None, bool] | None = None  # which adapter file, and whether of a step
 
     @property
     def steps(self) -> list[int]:
-        """The steps of which there is a checkpoint."""
-        return [] if self._checkpoints is None else self._checkpoints.steps()
+        """The steps of which a checkpoint or an adapter is there."""
+        return [] if self._models is None else self._models.steps
 
     def key(self, cell: Cell, size: tuple[int, int]) -> str:
         """A name for the picture of a cell, which changes with all that the picture depends on.
@@ -110,13 +109,17 @@ class Subjects:
         """
         wanted = self._wanted(cell)
         if self._open is None or self._opened != wanted:
-            self._open = None  # one model at a time
-            self._open, self._opened, self._step = self._load(wanted), wanted, None
-        if cell.step is not None and self._step != cell.step and self._checkpoints is not None:
-            self._checkpoints.show(self._open, cell.step)
-            self._step = cell.step
+            self._close()  # one model at a time
+            self._open, self._opened = self._load(cell), wanted
+        elif wanted[1] and cell.strength:
+            self._open = self._load(cell)
         self._open.set_strength(cell.strength)
         return self._open
+
+    def _close(self) -> None:
+        self._open = None
+        if self._models is not None:
+            self._models.release()
 
     def _wanted(self, cell: Cell) -> tuple[Path | None, bool]:
         """Which adapter file, and whether of checkpoints; where there is no adapter, whatever is open already."""
@@ -124,37 +127,36 @@ class Subjects:
             return self._opened
         return cell.adapter, cell.step is not None
 
-    def _load(self, wanted: tuple[Path | None, bool]) -> Drawable:
-        adapter, of_checkpoints = wanted
-        if adapter is not None:
+    def _load(self, cell: Cell) -> Drawable:
+        if cell.adapter is not None:
             if self.recipe is not None and self.recipe.model.loras:
                 raise RecipeError(
                     "This run's base has LoRAs merged in, so that other adapters cannot be drawn on it.",
                     where="model.loras",
                     mend="Merge them into a base with `trainer weights merge`, and draw the adapter file on that.",
                 )
-            return open_drawable(adapter, self._base if self.recipe is None else self.recipe.model.weights)
-        if of_checkpoints and self._checkpoints is not None:
-            return self._checkpoints.open()
+            return open_drawable(cell.adapter, self._base if self.recipe is None else self.recipe.model.weights)
+        if cell.step is not None and self._models is not None:
+            return self._models.at(cell.step)
         return open_drawable(self._source, self._base)
 
     def _adapter_identity(self, cell: Cell) -> str:
         if cell.adapter is not None:
             return digest_of_adapter(cell.adapter)
-        if cell.step is not None and self._checkpoints is not None:
-            return self._checkpoints.digest(cell.step)
+        if cell.step is not None and self._models is not None:
+            return self._models.digest(cell.step)
         return self._own_identity
 
     @cached_property
     def _own_identity(self) -> str:
         """Of the run's result or newest checkpoint, or of the file."""
-        if self.recipe is None or self._checkpoints is None:
+        if self.recipe is None or self._models is None:
             return digest_of_adapter(self._source)
         result = self.recipe.export.result(RunFolder(self._source.resolve()).result)
         if result.exists():
             return digest_of_model(result) if self.recipe.adapter.makes_model else digest_of_adapter(result)
         steps = self.steps
-        return self._checkpoints.digest(steps[-1]) if steps else ""
+        return self._models.digest(steps[-1]) if steps else ""
 
     @cached_property
     def _base_identity(self) -> list[object]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from trainer.core.errors import CheckpointError
 from trainer.core.files import not_written, replacing
-from trainer.judging.models import RunModels, last_of, step_of
+from trainer.drawing.models import RunModels, last_of, step_of
 
 
 def put_best(models: RunModels, file: Path | None, step: int) -> Path:

@@ -8,8 +8,9 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
+from trainer.core.errors import CheckpointError
 from trainer.core.progress import Phases
-from trainer.drawing import Drawable
+from trainer.drawing import Drawable, RunModels
 from trainer.evaluation.choosing import Choice, choose
 from trainer.evaluation.features import Encode, Features, Read, Rows
 from trainer.evaluation.judgement import Measured, References, drift_of
@@ -17,7 +18,6 @@ from trainer.evaluation.previews import picture_name
 from trainer.evaluation.scores import Wide, cosines
 from trainer.evaluation.still import Losses, fixed_losses
 from trainer.judging.captions import CaptionFit, fit_of_captions
-from trainer.judging.models import RunModels
 from trainer.judging.pictures import RunPictures
 from trainer.judging.questions import Questions
 from trainer.sampling.generate import generate
@@ -101,7 +101,14 @@ class Judge:
         Raises:
             TrainerError: as of `evaluate`.
         """
-        models, encode = RunModels(run), features.load()
+        models = RunModels(run)
+        if not models.steps:
+            raise CheckpointError(
+                "Nothing is trained in this run yet.",
+                where=str(run),
+                mend="Wait for its first checkpoint (checkpoints.every), or let it end.",
+            )
+        encode = features.load()
         out = folder or models.folder.root / "evaluation"
         model = models.base().model
         pictures.encode(model, progress)

@@ -35,7 +35,7 @@ class CheckpointSettings(Settings):
     """How many to keep; the newest stay, and the one that this run was resumed from."""
     adapters: NonNegativeInt = 10
     """Of how many the adapter alone is kept, the newest ones: adapters/NAME-STEP.safetensors, as other programs load it
-    and as `trainer evaluate` compares them; 0: of none. Whole models are not kept so."""
+    and as `trainer grid` and `trainer evaluate` show them; 0: of none. Whole models are not kept so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,28 +4,27 @@ import re
 from pathlib import Path
 from typing import Final
 
-from trainer.adapters.attaching import Acting, attach_adapter
-from trainer.adapters.attaching_words import attach_words
-from trainer.core.device import pick_device
-from trainer.core.errors import CheckpointError
 from trainer.core.run_folder import RunFolder
 from trainer.core.tensors import read_header
-from trainer.drawing import Drawable, RunCheckpoints
-from trainer.weights.embeddings import read_embedding
-from trainer.weights.reading import read_adapter
-from trainer.weights.recognising import kind_of
+from trainer.drawing.checkpoints import RunCheckpoints
+from trainer.drawing.opening import Drawable, open_result
+from trainer.weights.adapter_digests import digest_of_adapter
 
 _STEP: Final = re.compile(r"-(\d{6,})$")
 
 
 class RunModels:
-    """Opens a run as it was at one step after the other; one model is in memory at a time."""
+    """Opens a run as it was at one step after the other; one model is in memory at a time.
+
+    Of a step there may be a checkpoint, which holds what was trained as it was trained, or an adapter in `adapters`,
+    rounded as other programs get it. A checkpoint goes before.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Nothing is loaded yet.
 
         Raises:
-            TrainerError: there is no run in the folder, or nothing was trained in it.
+            TrainerError: there is no run in the folder, or its recipe cannot be read.
         """
         self.folder = RunFolder(folder.resolve())
         self._checkpoints = RunCheckpoints(folder)
@@ -33,12 +32,7 @@ class RunModels:
         self._files = _files_of(self.folder)
         self._open: Drawable | None = None
         self._of_checkpoints = False
-        if not self.steps:
-            raise CheckpointError(
-                "Nothing is trained in this run yet.",
-                where=str(folder),
-                mend="Wait for its first checkpoint (checkpoints.every), or let it end.",
-            )
+        self._step: int | None = None
 
     @property
     def steps(self) -> list[int]:
@@ -53,52 +47,50 @@ class RunModels:
         ends = (self.recipe.export.result(self.folder.result), last_of(self.folder))
         return next((path for path in ends if path.exists() and step_of(path) == step), None)
 
+    def digest(self, step: int) -> str:
+        """A name for what was kept of a step, which changes with its content.
+
+        Raises:
+            CheckpointError: nothing was kept of it.
+        """
+        return digest_of_adapter(self._files[step]) if self._is_file(step) else self._checkpoints.digest(step)
+
     def at(self, step: int) -> Drawable:
         """The run's model as it was after `step` steps, at full strength.
 
         Raises:
-            TrainerError: what was kept of this step is damaged.
+            TrainerError: nothing was kept of this step, or it is damaged.
         """
-        if step not in self._checkpoints.steps():
-            self._open, self._of_checkpoints = None, False  # one model at a time
-            self._open = self._of_file(self._files[step])
-            return self._open
-        drawable = self._any_checkpoint()
-        self._checkpoints.show(drawable, step)
-        drawable.set_strength(1.0)
-        return drawable
+        if self._open is None or self._step != step:
+            self._step = None
+            if self._is_file(step):
+                self.release()  # one model at a time
+                self._open = open_result(self.recipe, self._files[step])
+            else:
+                self._checkpoints.show(self._any_checkpoint(), step)
+            self._step = step
+        self._open.set_strength(1.0)
+        return self._open
 
     def base(self) -> Drawable:
         """The run's model without what was trained."""
-        drawable = self._any_checkpoint()
+        drawable = self._open or self._any_checkpoint()
         drawable.set_strength(0.0)
         return drawable
 
+    def release(self) -> None:
+        """No model is in memory."""
+        self._open, self._of_checkpoints, self._step = None, False, None
+        self._checkpoints.release()
+
+    def _is_file(self, step: int) -> bool:
+        return step in self._files and step not in self._checkpoints.steps()
+
     def _any_checkpoint(self) -> Drawable:
         if self._open is None or not self._of_checkpoints:
-            self._open = None
+            self.release()
             self._open, self._of_checkpoints = self._checkpoints.open(), True
         return self._open
-
-    def _of_file(self, path: Path) -> Drawable:
-        """An adapter of another step on the run's own base."""
-        recipe = self.recipe
-        model = recipe.model.load(recipe.precision, pick_device())
-        model.prediction = recipe.objective.prediction or model.prediction
-        words = {word: read_embedding(file).embedding for word, file in recipe.adapter.word_files(path).items()}
-        acting: list[Acting] = []
-        if path.is_dir() or kind_of(list(read_header(path).tensors)) != "textual inversion":
-            acting.append(attach_adapter(model, read_adapter(path, model.naming).state))
-        if words:
-            acting.append(attach_words(model, words))
-        return Drawable(
-            model=model,
-            resolution=recipe.data.resolution,
-            name=path.stem,
-            identity="",
-            acting=_Together(acting),
-            words_change=recipe.adapter.trains_words,
-        )
 
 
 def last_of(folder: RunFolder) -> Path:
@@ -110,18 +102,6 @@ def step_of(result: Path) -> int | None:
     """After how many steps a result was written; None where it does not say."""
     said = "" if result.is_dir() else read_header(result).metadata.get("ss_steps", "")
     return int(said) if said.isdigit() else None
-
-
-class _Together:
-    """An adapter and the words that came with it."""
-
-    def __init__(self, parts: list[Acting]) -> None:
-        self._parts = parts
-
-    def set_strength(self, strength: float) -> None:
-        """See `Acting`."""
-        for part in self._parts:
-            part.set_strength(strength)
 
 
 def _files_of(folder: RunFolder) -> dict[int, Path]:
