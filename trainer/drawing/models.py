@@ -61,16 +61,11 @@ class RunModels:
         Raises:
             TrainerError: nothing was kept of this step, or it is damaged.
         """
-        if self._open is None or self._step != step:
-            self._step = None
-            if self._is_file(step):
-                self.release()  # one model at a time
-                self._open = open_result(self.recipe, self._files[step])
-            else:
-                self._checkpoints.show(self._any_checkpoint(), step)
-            self._step = step
-        self._open.set_strength(1.0)
-        return self._open
+        drawable = self._open
+        if drawable is None or self._step != step:
+            drawable = self._opened(step)
+        drawable.set_strength(1.0)
+        return drawable
 
     def base(self) -> Drawable:
         """The run's model without what was trained."""
@@ -82,6 +77,17 @@ class RunModels:
         """No model is in memory."""
         self._open, self._of_checkpoints, self._step = None, False, None
         self._checkpoints.release()
+
+    def _opened(self, step: int) -> Drawable:
+        self._step = None
+        if self._is_file(step):
+            self.release()  # one model at a time
+            drawable = self._open = open_result(self.recipe, self._files[step])
+        else:
+            drawable = self._any_checkpoint()
+            self._checkpoints.show(drawable, step)
+        self._step = step
+        return drawable
 
     def _is_file(self, step: int) -> bool:
         return step in self._files and step not in self._checkpoints.steps()
