@@ -32,6 +32,7 @@ from trainer.data.batches import DataSettings
 from trainer.data.planning import Share
 from trainer.data.scanning import scan
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's job in the background begins without
 asked = json.loads(sys.argv[1])
 torch.set_num_threads(1)
 torch.manual_seed(0)

@@ -27,13 +27,20 @@ STEPS = 30
 
 # accumulation of 2 in epochs of 3 batches: stops fall into the middle of epochs and at their ends, and a warm-up of 3
 EVERYTHING: dict[str, Any] = {"ema": {"decay": 0.9, "every": 2}}
-OPTIMIZERS = [member.model_fields["kind"].default for member in get_args(get_args(AnyOptimizer)[0])]
+OPTIMIZERS = {member.model_fields["kind"].default: member for member in get_args(get_args(AnyOptimizer)[0])}
 ADAPTERS: dict[str, dict[str, Any]] = {
     "lora": {"kind": "lora", "rank": 2, "dropout": 0.1, "layers": ["attention", "te1"]},
-    "dora": {"kind": "lora", "rank": 2, "split_magnitude": True},
+    "dora": {"kind": "lora", "rank": 2, "decompose": "inputs"},
+    "pissa": {"kind": "lora", "rank": 2, "initial": "principal"},
     "loha": {"kind": "loha", "rank": 2},
     "lokr": {"kind": "lokr", "rank": 2},
-    "full": {"kind": "full"},
+    "full": {"kind": "full", "fused": False},
+}
+FOLDER: dict[str, Any] = {"layout": "folder"}  # of a whole model with this small tokenizer
+# moved in the backward pass, tensor by tensor: without accumulation, and by optimisers that can do so
+FUSED: dict[str, dict[str, Any]] = {
+    "float32": {"kind": "full"},
+    "bfloat16": {"kind": "full", "weights": "bfloat16"},
 }
 
 
@@ -51,8 +58,14 @@ def broken_off(whole: Recipe, step: int, runs: Path) -> Recipe:
     for checkpoint in (copy / "checkpoints").iterdir():
         if int(checkpoint.name.removeprefix("step-")) > step:
             shutil.rmtree(checkpoint)
-    (copy / f"{whole.name}.safetensors").unlink()
+    result = whole.export.result(copy / f"{whole.name}.safetensors")
+    shutil.rmtree(result) if result.is_dir() else result.unlink()
     return whole.model_copy(update={"runs": runs})
+
+
+def content(result: Path) -> dict[str, bytes]:
+    files = [result] if result.is_file() else sorted(path for path in result.rglob("*") if path.is_file())
+    return {str(path.relative_to(result.parent)): path.read_bytes() for path in files}
 
 
 def checkpoint_bytes(recipe: Recipe, step: int) -> dict[str, bytes]:
@@ -97,12 +110,30 @@ def test_a_run_that_is_broken_off_ten_times_ends_the_same(
 def test_each_adapter_goes_on_exactly_with_each_optimizer(
     recipe_of: Callable[..., Recipe], tmp_path: Path, adapter: str, optimizer: str
 ) -> None:
+    goes_on_exactly(
+        recipe_of, tmp_path, optimizer, adapter=ADAPTERS[adapter], export=FOLDER if adapter == "full" else {}
+    )
+
+
+@pytest.mark.parametrize("optimizer", [kind for kind, settings in OPTIMIZERS.items() if settings.apart])
+@pytest.mark.parametrize("weights", FUSED)
+def test_whole_models_that_move_in_the_backward_pass_go_on_exactly(
+    recipe_of: Callable[..., Recipe], tmp_path: Path, weights: str, optimizer: str
+) -> None:
+    said = {"adapter": FUSED[weights], "precision": weights, "accumulate": 1, "export": FOLDER}
+    goes_on_exactly(recipe_of, tmp_path, optimizer, **said)
+
+
+def goes_on_exactly(recipe_of: Callable[..., Recipe], folder: Path, optimizer: str, **changes: Any) -> None:
     moving: dict[str, Any] = {"kind": optimizer} | ({} if optimizer == "prodigy" else {"rate": 1.0e-3})
     rate = {"kind": "constant"} if optimizer == "adamw_schedule_free" else {"kind": "cosine", "warmup": 2}
-    whole = recipe_of(steps=4, adapter=ADAPTERS[adapter], optimizer=moving, rate=rate)
-    result = finish(whole).read_bytes()
+    whole = recipe_of(steps=4, optimizer=moving, rate=rate, **changes)
+    result = content(finish(whole))
+    last = checkpoint_bytes(whole, 4)
     for step in (1, 3):
-        assert finish(broken_off(whole, step, tmp_path / "broken"), resume=True).read_bytes() == result
+        broken = broken_off(whole, step, folder / "broken")
+        assert content(finish(broken, resume=True)) == result
+        assert checkpoint_bytes(broken, 4) == last
 
 
 def test_every_kind_of_adapter_is_among_these_or_has_its_own_test() -> None:

@@ -29,7 +29,8 @@ def pack(optimizer: Optimizer) -> tuple[dict[str, Tensor], dict[str, Json]]:
         "optimizer": type(optimizer).__name__,
         "parameters": _shapes(optimizer),
         "groups": _encode(state["param_groups"], "group", tensors),
-        "state": _encode(state["state"], "state", tensors),
+        # by place: who moves tensors in the backward pass met them in another order than who loads them
+        "state": _encode(dict(sorted(state["state"].items())), "state", tensors),
     }
     spoiled = _spoiled(tensors)
     if spoiled is not None:
