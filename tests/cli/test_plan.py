@@ -1,13 +1,21 @@
 """trainer plan: what a run does with its data, told before it begins."""
 
 import json
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import pytest
 import torch
 
+from trainer.adapters.lora import Lora
+from trainer.cli import train
 from trainer.cli.main import run
+from trainer.core.seeds import Seeds
+from trainer.families.model import DiffusionModel
+from trainer.recipe.recipe import Recipe
 
 RecipeFile = Callable[..., Path]
 
@@ -94,15 +102,55 @@ def test_a_run_before_tells_the_time(recipe_file: RecipeFile, capsys: pytest.Cap
     assert "as measured just now" in capsys.readouterr().out
 
 
+@pytest.fixture
+def full(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first step finds no memory."""
+
+    def run_out(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr("trainer.loop.train.one_pass", run_out)
+
+
+@pytest.mark.usefixtures("full")
 def test_a_run_whose_memory_runs_out_is_told_what_would_fit(
     recipe_file: RecipeFile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(*_: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    networks: list[weakref.ref[Any]] = []
+    there: list[bool] = []
+    attach, find = Lora.attach, train._what_fits  # pyright: ignore[reportPrivateUsage]
 
-    monkeypatch.setattr("trainer.loop.train.one_pass", full)
-    path = recipe_file(gradient_checkpointing=False, previews={"prompts": []})
-    assert run(["train", str(path)]) == 4
+    def attached(lora: Lora, model: DiffusionModel, seeds: Seeds) -> Any:
+        networks.append(weakref.ref(model.denoiser))
+        return attach(lora, model, seeds)
+
+    def look(recipe: Recipe) -> str | None:
+        there.extend(network() is not None for network in networks)
+        return find(recipe)
+
+    monkeypatch.setattr(Lora, "attach", attached)
+    monkeypatch.setattr(train, "_what_fits", look)
+    assert run(["train", str(recipe_file(gradient_checkpointing=False, previews={"prompts": []}))]) == 4
     told = capsys.readouterr().err
     assert "not enough memory for the largest batch" in told
     assert "Add gradient_checkpointing=" in told
+    assert there == [False]  # the run's model was gone before the search began
+
+
+@pytest.mark.usefixtures("full")
+@pytest.mark.parametrize("hindrance", ["memory", "time"])
+def test_where_nothing_can_be_looked_for_the_error_comes_without_advice(
+    recipe_file: RecipeFile, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hindrance: str
+) -> None:
+    def look(_: Recipe) -> str | None:
+        if hindrance == "memory":
+            raise RuntimeError("can't start new thread")
+        Event().wait(20)  # as Thread.start does, where the new thread died of memory before it was there
+        return "batch=1"
+
+    monkeypatch.setattr(train, "_what_fits", look)
+    monkeypatch.setattr(train, "_SEARCH", 0.1)
+    assert run(["train", str(recipe_file(previews={"prompts": []}))]) == 4
+    told = capsys.readouterr().err
+    assert "not enough memory for the largest batch" in told
+    assert "`trainer plan RECIPE` tells" in told

@@ -64,6 +64,24 @@ def test_what_could_be_interrupted_is_over_when_it_ends() -> None:
         assert stopper.asked == signal.SIGINT
 
 
+@pytest.mark.skipif(os.name == "nt", reason="no timers")
+def test_what_is_limited_ends_when_it_takes_too_long_or_by_a_signal() -> None:
+    before = signal.getsignal(signal.SIGALRM)
+    with Stopper() as stopper:
+        with pytest.raises(TimeoutError), stopper.limited(0.05):
+            Event().wait(20)
+        with stopper.limited(0.05):
+            pass
+        time.sleep(0.1)  # nothing comes afterwards
+        with pytest.raises(Stopped) as stopped, stopper.limited(20):
+            os.kill(os.getpid(), signal.SIGTERM)
+            Event().wait(20)
+        assert stopped.value.exit_code == 143
+        with pytest.raises(Stopped), stopper.limited(20):  # one that came before counts
+            pass
+    assert signal.getsignal(signal.SIGALRM) == before
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_the_second_signal_ends_the_process_and_its_children_at_once(number: signal.Signals, code: int) -> None:
     script = """

@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 from typer import Argument, Exit, Option
 
 if TYPE_CHECKING:
+    import torch
+
     from trainer.core.errors import MemoryPlanError
     from trainer.core.run_folder import RunFolder
+    from trainer.loop.run import Run
     from trainer.loop.stopping import Stopper
     from trainer.recipe.recipe import Recipe
 
 _AUTO: Final = "auto"
 _PAGE: Final = "report.html"
+_SEARCH: Final = 180.0  # seconds of looking for what would fit
 _PATIENCE: Final = 10.0  # seconds until what comes before the training is ended where it is, if it tells nothing
 
 
@@ -76,10 +80,8 @@ def _go(recipe: "Recipe", stopper: "Stopper", *, again: str, resume: bool) -> No
     from trainer.assemble import assemble
     from trainer.beginning import run_folder_of
     from trainer.core.device import is_first_process
-    from trainer.core.errors import MemoryPlanError
     from trainer.core.progress import phases
     from trainer.loop.stopping import Stopped, Watched
-    from trainer.loop.train import train
 
     folder, first = run_folder_of(recipe), is_first_process()
     tell = print if first else _say_nothing
@@ -92,16 +94,30 @@ def _go(recipe: "Recipe", stopper: "Stopper", *, again: str, resume: bool) -> No
             tell(f"Stopped before the first step; what was encoded is kept. Go on with: {again}{begun}")
             raise
         try:
-            with run.trackers:
-                result = train(run, stopper)
-        except MemoryPlanError as error:
-            raise (_advised(recipe, error) if first else error) from error
+            result = _trained(run, stopper)
         except Stopped as stopped:
             told = f"Stopped after step {run.clock.step}; go on with: {again} --resume"
             tell(f"Done all the same. The result: {folder.result}" if stopped.finished else told)
             raise
+        if not isinstance(result, Path):
+            device = run.accelerator.device
+            del run
+            raise _advised(recipe, result, device, stopper) if first else result
     run.accelerator.end_training()
     tell(f"Done. The result: {result}  {_report(folder, stopper) if first else ''}")
+
+
+def _trained(run: "Run", stopper: "Stopper") -> "Path | MemoryPlanError":
+    """The result; or that memory ran out, where the caller is to let go of the run before anything else is done."""
+    from trainer.core.errors import MemoryPlanError
+    from trainer.loop.train import train
+
+    try:
+        with run.trackers:
+            return train(run, stopper)
+    except MemoryPlanError as error:
+        error.__traceback__ = error.__cause__ = error.__context__ = None  # they hold the run, and so the model
+        return error
 
 
 def _finished(folder: "RunFolder", stopper: "Stopper") -> None:
@@ -141,15 +157,37 @@ def _say_nothing(_words: str) -> None:
     pass
 
 
-def _advised(recipe: "Recipe", error: "MemoryPlanError") -> "MemoryPlanError":
-    """The same error with what the planner knows: the cheapest change by which the step needs less than it has now."""
+def _advised(
+    recipe: "Recipe", error: "MemoryPlanError", device: "torch.device", stopper: "Stopper"
+) -> "MemoryPlanError":
+    """The same error with what the planner knows: the cheapest change by which the step needs less than it has now.
+
+    Where memory is so short that even looking for it fails, or hangs since threads cannot start, it is the error alone.
+    """
     from trainer.core.errors import MemoryPlanError
+    from trainer.core.memory import OUT_OF_MEMORY, give_back, ran_out
+
+    print("Memory ran out; looking for what would fit.", flush=True)
+    give_back(device)
+    try:
+        with stopper.limited(_SEARCH):
+            words = _what_fits(recipe)
+    except TimeoutError:
+        return error
+    except OUT_OF_MEMORY as again:
+        if not ran_out(again):
+            raise
+        return error
+    return error if words is None else MemoryPlanError(error.what, where=error.where, mend=f"Add {words}.")
+
+
+def _what_fits(recipe: "Recipe") -> str | None:
+    """The cheapest changes with which a step would need less than is there, as a command line has them, if any do."""
     from trainer.core.progress import phases
     from trainer.planning.memory_plan import kind_here, largest_bucket, memory_allowed, plan_memory
     from trainer.planning.switches import make_fit
     from trainer.preparing import plan_data
 
-    print("Memory ran out; looking for what would fit.", flush=True)
     kind = kind_here()
     with phases(quiet=True) as progress:
         bucket = largest_bucket(plan_data(recipe, progress).buckets)
@@ -157,6 +195,4 @@ def _advised(recipe: "Recipe", error: "MemoryPlanError") -> "MemoryPlanError":
     # what ran out here is less than there is, where others use the device too
     allowed = min(memory_allowed(recipe, kind) or plan.peak, plan.peak - 1)
     mended = make_fit(recipe, plan, allowed, lambda words: print(f"trying:    {words}", flush=True))
-    if mended is None:
-        return error
-    return MemoryPlanError(error.what, where=error.where, mend=f"Add {' '.join(mended.words)}.")
+    return None if mended is None else " ".join(mended.words)

@@ -78,6 +78,27 @@ class Stopper:
                 signal.setitimer(signal.ITIMER_REAL, 0)
                 signal.signal(signal.SIGALRM, before)
 
+    @contextmanager
+    def limited(self, seconds: float) -> Generator[None, None, None]:
+        """Inside, a signal ends what is done where it is, and so do `seconds`, where the system has timers.
+
+        Raises:
+            Stopped: a signal came.
+            TimeoutError: it took too long.
+        """
+        before = signal.signal(signal.SIGALRM, _too_late) if _TIMERS else None
+        self._patience = 0
+        try:
+            self.look()
+            if _TIMERS:
+                signal.setitimer(signal.ITIMER_REAL, seconds)
+            yield
+        finally:
+            self._patience = None
+            if _TIMERS:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, before)
+
     def look(self) -> None:
         """Here is a clean point.
 
@@ -127,6 +148,10 @@ class Watched(Phases):
     def show(self, title: str, total: int, speed: Speed, facts: str) -> None:
         """See `Phases.show`."""
         self._within.show(title, total, speed, facts)
+
+
+def _too_late(_number: int, _frame: FrameType | None) -> NoReturn:
+    raise TimeoutError
 
 
 def _end_at_once(number: int) -> NoReturn:
