@@ -14,6 +14,7 @@ from trainer.beginning import run_folder_of
 from trainer.core.events import read_events
 from trainer.core.progress import Silence
 from trainer.core.tensors import read_tensors
+from trainer.loop.checkpoints import Checkpoints
 from trainer.loop.train import train
 from trainer.recipe.recipe import Recipe
 
@@ -74,6 +75,18 @@ def test_each_method_resumes_to_the_same_bytes(recipe_of: Callable[..., Recipe],
     recipe = recipe_of(name=method, steps=4, **METHODS[method])
     whole = finish(recipe).read_bytes()
     assert finish(stopped(recipe, 1, tmp_path / "stopped"), resume=True).read_bytes() == whole
+
+
+def test_of_prodigy_the_rate_is_told_that_it_has_found(recipe_of: Callable[..., Recipe]) -> None:
+    recipe = recipe_of(steps=2, optimizer={"kind": "prodigy"}, rate={"kind": "constant"})
+    finish(recipe)
+    folder = run_folder_of(recipe)
+    told = [event["rate"] for event in read_events(folder.events) if event["kind"] == "step"]
+    for step, rate in enumerate(told, start=1):
+        facts = Checkpoints(folder, recipe.checkpoints).at(step).optimizer_facts
+        (group,) = facts["groups"]["list"]
+        assert rate == pytest.approx(dict(group["dict"])["d"])
+    assert max(told) < 0.1  # the factor itself is 1
 
 
 @pytest.mark.parametrize("method", ["ema", "schedule-free"])

@@ -28,6 +28,7 @@ from trainer.optim.drawn import drawn_weights
 from trainer.optim.ema import Ema
 from trainer.optim.flat import FlatGroups
 from trainer.optim.fused_backward import OneByOne
+from trainer.optim.prodigy import found_rate
 from trainer.optim.rates import Rate
 from trainer.optim.state import pack, unpack
 from trainer.tracking.trackers import Trackers
@@ -82,13 +83,16 @@ class Run:
         """Around each pass: gradients travel in the last one of a step; of shards in each, or they would lie whole."""
         return self.accelerator.accumulate(*(() if self.sharded else self.networks))
 
-    def set_rates(self) -> Mapping[str, float]:
-        """Give every part its rate for the coming step, a function of the clock alone; and tell them, by part."""
+    def set_rates(self) -> None:
+        """Give every part its rate for the coming step, a function of the clock alone."""
         factor = self.rate.factor(self.clock.step, self.clock.steps)
-        rates = {name: rate * factor for name, rate in self.rates.items()}
         for group in self.optimizer.param_groups:
-            group["lr"] = rates[group["name"]]
-        return rates
+            group["lr"] = self.rates[group["name"]] * factor
+
+    def moved_at(self) -> Mapping[str, float]:
+        """The rate of each part in the last step, the denoiser's first; of Prodigy that which it has found."""
+        found = {group["name"]: found_rate(group) for group in self.optimizer.param_groups}
+        return {name: found[name] for name in self.rates}
 
     def gather_gradients(self) -> list[torch.nn.Parameter]:
         """The parameters that bear the step's gradients: few and long, and the same gradients in every process."""

@@ -75,7 +75,7 @@ def begin(run: Run, stopper: Stopper, signal: Agreement) -> None:
 def step(run: Run) -> None:
     """One movement of the weights, and its line in the ledger; nothing here waits for the device."""
     began = run.ledger.begin()
-    rates = run.set_rates()
+    run.set_rates()
     losses: list[Tensor] = []
     batches: list[Batch] = []
     for number in range(run.clock.batch, run.clock.batch + run.clock.accumulate):
@@ -92,7 +92,7 @@ def step(run: Run) -> None:
     if run.ema is not None:
         run.ema.update(run.clock.step)
     keys = [batch.keys for batch in batches]
-    run.ledger.enter(run.clock.step, began, torch.cat((torch.stack((loss, norm)), own)), rates, keys)
+    run.ledger.enter(run.clock.step, began, torch.cat((torch.stack((loss, norm)), own)), run.moved_at(), keys)
 
 
 def one_pass(run: Run, ready: Ready) -> Tensor:

@@ -1,7 +1,7 @@
 """Prodigy: AdamW that finds its rate by itself."""
 
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field, PositiveFloat, PositiveInt, field_validator
@@ -87,3 +87,8 @@ class Prodigy(WithMoments):
             safeguard_warmup=self.safeguard_warmup,
             slice_p=self.slice_p,
         )
+
+
+def found_rate(group: Mapping[str, Any]) -> float:
+    """The rate at which a group of any optimiser was moved: of Prodigy, `rate` times the distance that it has found."""
+    return group["lr"] * group["d"] if "d_coef" in group else group["lr"]
