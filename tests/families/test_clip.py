@@ -1,6 +1,7 @@
 """Long captions are read chunk by chunk, and what is not read can be found in the caption."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -145,3 +146,16 @@ def test_a_tokenizer_without_its_files_is_named(tmp_path: Path) -> None:
     (folder / "vocab.json").write_text("{", encoding="utf-8")
     with pytest.raises(WeightsError, match="no readable JSON"):
         ClipWords(folder, 75).count("cat")
+
+
+@pytest.mark.parametrize(("said", "then"), [(None, "false"), ("true", "true")])
+def test_tokens_need_no_threads_of_their_own_unless_somebody_says_so(
+    monkeypatch: pytest.MonkeyPatch, said: str | None, then: str
+) -> None:
+    """The tokenizer's pool hangs where memory is so short that its threads cannot start."""
+    name = "TOKENIZERS_PARALLELISM"
+    monkeypatch.delenv(name, raising=False)
+    if said is not None:
+        monkeypatch.setenv(name, said)
+    assert ClipWords(TOKENIZER, 75).tokens(["cat", "dog"])
+    assert os.environ[name] == then

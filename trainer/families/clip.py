@@ -1,5 +1,6 @@
 """Captions -> the states of a CLIP text encoder, in as many chunks of 75 tokens as the limit allows."""
 
+import os
 from collections.abc import Generator, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -113,6 +114,9 @@ class ClipWords:
         from transformers import CLIPTokenizerFast  # pyright: ignore[reportAttributeAccessIssue]
 
         if self._loaded is None:
+            # Its pool of threads gains nothing on a few captions at once, warns of forks, and waits for ever where
+            # memory is so short that its threads cannot start.
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
             check_tokenizer(self._folder)
             try:
                 # the other one of transformers 4 does not know where in the text a token stands
