@@ -1,14 +1,20 @@
 """trainer grid of a run: checkpoints, strengths, prompts, the base and training pictures."""
 
+import gc
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
 from trainer.cli.main import run
+from trainer.drawing import checkpoints, opening
+from trainer.families.model import DiffusionModel
+from trainer.recipe.recipe import Recipe
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +90,27 @@ def test_a_step_whose_checkpoint_is_gone_is_drawn_with_its_adapter(
     for step, picture in cells[few].items():
         assert max(abs(a - b) for a, b in zip(picture, cells[trained][step], strict=True)) <= 2
     assert cells[few]["000001"] != cells[few]["000002"] != cells[few]["base"]
+
+
+def test_one_model_at_a_time_is_in_memory(
+    recipe_file: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An adapter file of a step comes with a model of its own: the one before it has gone by then."""
+    assert run(["train", str(recipe_file(steps=3, checkpoints={"every": 1, "keep": 1}))]) == 0
+    networks: list[weakref.ref[Any]] = []
+    load = opening.base_of
+
+    def watched(recipe: Recipe) -> DiffusionModel:
+        gc.collect()
+        assert not [network for network in networks if network() is not None]
+        model = load(recipe)
+        networks.append(weakref.ref(model.denoiser))
+        return model
+
+    for module in (opening, checkpoints):
+        monkeypatch.setattr(module, "base_of", watched)
+    assert run(["grid", str(tmp_path / "runs" / "tried"), "-a", "step", "-a", "prompt", "--steps", "2"]) == 0
+    assert len(networks) == 3
 
 
 @pytest.mark.parametrize(

@@ -61,9 +61,7 @@ class RunModels:
         Raises:
             TrainerError: nothing was kept of this step, or it is damaged.
         """
-        drawable = self._open
-        if drawable is None or self._step != step:
-            drawable = self._opened(step)
+        drawable = self._open if self._open is not None and self._step == step else self._opened(step)
         drawable.set_strength(1.0)
         return drawable
 

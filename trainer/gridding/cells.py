@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
+from weakref import ref
 
 from PIL import Image
 
@@ -28,7 +29,7 @@ class Cells:
     size: tuple[int, int]  # pixels, width and height where a prompt says none
     parameters: bool = True  # the files say how they were drawn
     _keys: dict[Cell, str] = field(default_factory=dict[Cell, str])
-    _understood: tuple[DiffusionModel, Understood] | None = (
+    _understood: tuple[ref[DiffusionModel], Understood] | None = (
         None  # all prompts, where adapters leave their meaning alone
     )
 
@@ -82,17 +83,20 @@ class Cells:
         prompts = list(dict.fromkeys(cell.prompt for cell in cells))
         ordered = sorted(cells, key=self.subjects.order)
         for _, alike in groupby(ordered, key=self.subjects.order):
-            group = list(alike)
-            drawable = self.subjects.open(group[0])
-            understood = self._meaning(drawable, prompts)
-            for part in _alike(group):
-                self._draw_together(drawable, understood, part, progress)
+            self._draw_group(list(alike), prompts, progress)
+
+    def _draw_group(self, group: Sequence[Cell], prompts: Sequence[Prompt], progress: Callable[[int], None]) -> None:
+        """Draw what one model draws at one strength; afterwards nothing here holds the model."""
+        drawable = self.subjects.open(group[0])
+        understood = self._meaning(drawable, prompts)
+        for part in _alike(group):
+            self._draw_together(drawable, understood, part, progress)
 
     def _meaning(self, drawable: Drawable, prompts: Sequence[Prompt]) -> Understood:
         """What all prompts mean; asked for once where adapters do not change it."""
         model = drawable.model
-        if drawable.words_change or self._understood is None or self._understood[0] is not model:
-            self._understood = (model, understand(model, prompts))
+        if drawable.words_change or self._understood is None or self._understood[0]() is not model:
+            self._understood = (ref(model), understand(model, prompts))
             model.release_encoders()
         return self._understood[1]
 

@@ -112,6 +112,7 @@ class Subjects:
             self._close()  # one model at a time
             self._open, self._opened = self._load(cell), wanted
         elif wanted[1] and cell.strength:
+            self._open = None  # it may be another model
             self._open = self._load(cell)
         self._open.set_strength(cell.strength)
         return self._open
