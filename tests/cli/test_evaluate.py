@@ -28,7 +28,8 @@ def test_a_run_is_judged_and_its_best_put_in_place(folder: Path, capsys: pytest.
     data = json.loads((folder / "data.json").read_text(encoding="utf-8"))
     assert sum(example["held_out"] for example in data["accepted"]) == 2
     assert run(["evaluate", str(folder), "--seeds", "1", "--strengths", "", "--best"]) == 0
-    told = capsys.readouterr().out
+    told, shown = capsys.readouterr()
+    assert "asking what words fit: 7/7" in shown  # minutes, where there are many pictures
     content = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))["runs"][0]
     best = content["recommendation"]
     assert [one["step"] for one in content["candidates"]] == [1, 2]

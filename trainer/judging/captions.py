@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.core.progress import Phases
 from trainer.evaluation.scores import Wide
 from trainer.evaluation.still import BANDS, fixed_losses
 from trainer.families.model import DiffusionModel
@@ -39,7 +40,7 @@ class CaptionFit:
         return self.harm - self.gain
 
 
-def fit_of_captions(model: DiffusionModel, pictures: RunPictures) -> CaptionFit | None:
+def fit_of_captions(model: DiffusionModel, pictures: RunPictures, progress: Phases) -> CaptionFit | None:
     """How the captions fit the pictures whose losses are measured; None where all have the same words.
 
     A wrong caption gains its own picture nothing as long as it is not learned by heart, and what is foreign to the set
@@ -52,12 +53,17 @@ def fit_of_captions(model: DiffusionModel, pictures: RunPictures) -> CaptionFit 
     asked = [own, *(words for words in others if words is not None)]
     if len(asked) <= _OTHERS:
         return None
-    losses = np.stack([_losses(model, pictures, words) for words in asked])  # [1 + others M cells]
+    found: list[Wide] = []
+    for words in asked:
+        progress("asking what words fit", len(found), len(asked))
+        found.append(_losses(model, pictures, words))
+    progress("asking what words fit", len(found), len(asked))
+    losses = np.stack(found)  # [1 + others M cells]
     losses /= np.median(losses[1:], axis=0)
     means = losses.mean(-1)
     hurt: dict[str, list[float]] = {}
-    for words, found in zip(asked[1:], means[1:] - 1, strict=True):
-        for text, more in zip(words, found.tolist(), strict=True):
+    for words, harm in zip(asked[1:], means[1:] - 1, strict=True):
+        for text, more in zip(words, harm.tolist(), strict=True):
             hurt.setdefault(text, []).append(more)
     foreign = foreign_captions(own, pictures.recipe.data.captions.trigger)
     return CaptionFit(gain=1 - means[0], harm=_means(own, hurt), foreign=foreign)

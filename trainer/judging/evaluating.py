@@ -206,7 +206,7 @@ def evaluate(
     judge.total = len(questions.prompts()) * (1 + len(steps) + len(others))
     base = judge.base()
     candidates = [judge.candidate(step, 1.0) for step in steps]
-    fit = fit_of_captions(models.at(steps[0]).model, pictures)
+    fit = fit_of_captions(models.at(steps[0]).model, pictures, progress)
     best = candidates[choose([one.measured for one in candidates], base.measured).best]
     candidates += [judge.candidate(best.step, strength) for strength in others]
     candidates.sort(key=lambda one: (one.step, one.strength))
