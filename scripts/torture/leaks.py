@@ -5,13 +5,14 @@ import threading
 from pathlib import Path
 from typing import Any, Final
 
-from lives import Place, live
+from lives import Forked, Place
 from tortures import Bench, Tally
 
 _SAVES: Final = 200
 _PREVIEWS: Final = 200
 _SETTLED: Final = 0.25  # part of the steps after which everything has been used for the first time
 _GROWTH: Final = 0.02
+_STEP: Final = 2.0  # seconds: of steps that take longer the machine is too busy, or they hang
 
 
 def leaks(bench: Bench, steps: int) -> Tally:
@@ -26,7 +27,8 @@ def leaks(bench: Bench, steps: int) -> Tally:
     }
     place = Place(root=bench.root / "leaks", changes=changes).prepare(bench.pictures)
     told = place.root / "measured.jsonl"
-    ending = live(place, before=lambda: _measure_each(max(1, steps // 100), told))
+    life = Forked(place, before=lambda: _measure_each(max(1, steps // 100), told))
+    ending = life.wait(seconds=steps * _STEP)
     rows = [json.loads(line) for line in told.read_text(encoding="utf-8").splitlines()]
     settled = [row for row in rows if row["step"] >= _SETTLED * steps]
     tally.note(ending.code == 0 and len(settled) > 2, f"code {ending.code}: {ending.said[-300:]}")
