@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Final, NoReturn
@@ -66,17 +66,10 @@ class Stopper:
         Raises:
             Stopped: a signal came.
         """
-        before = signal.signal(signal.SIGALRM, self._out_of_patience) if _TIMERS else None
-        self._patience = patience
-        try:
+        with self._ended(patience, self._out_of_patience):
             if self.asked is not None:
                 self._wait_no_longer(patience)
             yield
-        finally:
-            self._patience = None
-            if _TIMERS:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                signal.signal(signal.SIGALRM, before)
 
     @contextmanager
     def limited(self, seconds: float) -> Generator[None, None, None]:
@@ -86,18 +79,11 @@ class Stopper:
             Stopped: a signal came.
             TimeoutError: it took too long.
         """
-        before = signal.signal(signal.SIGALRM, _too_late) if _TIMERS else None
-        self._patience = 0
-        try:
+        with self._ended(0, _too_late):
             self.look()
             if _TIMERS:
                 signal.setitimer(signal.ITIMER_REAL, seconds)
             yield
-        finally:
-            self._patience = None
-            if _TIMERS:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                signal.signal(signal.SIGALRM, before)
 
     def look(self) -> None:
         """Here is a clean point.
@@ -107,6 +93,19 @@ class Stopper:
         """
         if self.asked is not None and self._patience is not None:
             raise Stopped(self.asked)
+
+    @contextmanager
+    def _ended(self, patience: float, at_alarm: Callable[[int, FrameType | None], None]) -> Generator[None, None, None]:
+        """Inside, a signal ends what is done after `patience` seconds, and the timer calls `at_alarm`."""
+        before = signal.signal(signal.SIGALRM, at_alarm) if _TIMERS else None
+        self._patience = patience
+        try:
+            yield
+        finally:
+            self._patience = None
+            if _TIMERS:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                signal.signal(signal.SIGALRM, before)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         now = time.monotonic()
